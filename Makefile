@@ -1,0 +1,50 @@
+# The front door. A newcomer needs two: `make demo` and `make test`.
+PRESET ?= release
+BUILD := build/$(PRESET)
+LOCKSTEP := $(BUILD)/src/lockstep
+INPUT ?= In the beginning God created the heaven and the earth.
+
+.PHONY: help demo test test-release test-asan build bootstrap bootstrap-dev check points install clean
+
+help:
+	@echo "make demo    install what is missing, build, and compare the C++ engine with PyTorch on the bundled model"
+	@echo "make test    install what is missing, build, and run every test"
+	@echo "make build   only build; the program is $(LOCKSTEP)"
+	@echo "make check   formatting and static checks (tools/check --fix repairs the formatting)"
+	@echo "make points  regenerate python/lockstep/points.json and docs/points.md from the point table"
+	@echo "make clean   remove build/ and .venv/"
+
+demo: bootstrap build
+	$(LOCKSTEP) debug models/tiny-qwen3 --input "$(INPUT)" --decode 4
+
+test: bootstrap-dev test-release test-asan
+
+test-release: build
+	ctest --preset $(PRESET) --output-on-failure --progress
+	.venv/bin/python -m pytest tests/python -q
+
+# The same C++ tests, and the hostile files, under AddressSanitizer and UndefinedBehaviorSanitizer.
+test-asan:
+	@tools/build asan
+	ctest --preset asan --output-on-failure --progress
+	LOCKSTEP_PROGRAM=build/asan/src/lockstep .venv/bin/python -m pytest tests/python/test_bad_input.py -q
+
+build:
+	@tools/build $(PRESET)
+
+bootstrap:
+	@tools/bootstrap
+
+bootstrap-dev:
+	@tools/bootstrap --dev
+
+check: bootstrap-dev
+	tools/check
+
+points: build
+	cmake --build $(BUILD) --target lockstep_points
+	$(BUILD)/src/points json > python/lockstep/points.json
+	.venv/bin/python tools/update_docs_points.py $(BUILD)/src/points
+
+clean:
+	rm -rf build .venv

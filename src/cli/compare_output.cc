@@ -1,0 +1,86 @@
+#include "cli/compare_output.h"
+
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <charconv>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "cli/command.h"
+#include "lockstep/error.h"
+#include "lockstep/report.h"
+
+namespace lockstep::cli {
+namespace {
+
+std::pair<int, int> ParsePair(const std::string& text) {
+  std::pair<int, int> out;
+  const char* end = text.data() + text.size();
+  const auto first = std::from_chars(text.data(), end, out.first);
+  if (first.ec == std::errc() && first.ptr != end && *first.ptr == ':') {
+    const auto second = std::from_chars(first.ptr + 1, end, out.second);
+    if (second.ec == std::errc() && second.ptr == end) return out;
+  }
+  throw Error("--pair: expected REFERENCE:CANDIDATE sequence numbers such as 0:1, found " + text);
+}
+
+TextOptions TerminalOptions(bool all) {
+  TextOptions out;
+  out.all = all;
+  const char* no_color = std::getenv("NO_COLOR");
+  out.color = isatty(STDOUT_FILENO) != 0 && (no_color == nullptr || *no_color == '\0');
+  winsize size{};
+  if (isatty(STDOUT_FILENO) != 0 && ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) out.width = size.ws_col;
+  return out;
+}
+
+void ShowProgress(size_t done, size_t total) {
+  if (isatty(STDERR_FILENO) == 0) return;
+  if (done == total) {
+    std::fprintf(stderr, "\r\033[K");
+  } else {
+    std::fprintf(stderr, "\rcompare: %zu of %zu points ", done, total);
+  }
+}
+
+}  // namespace
+
+void ComparisonOptions::AddTo(CLI::App& command) {
+  command.add_option("--atol", atol, "Your own absolute tolerance: |c - r| <= atol + rtol |r|")->check(CLI::NonNegativeNumber);
+  command.add_option("--rtol", rtol, "Your own relative tolerance")->check(CLI::NonNegativeNumber);
+  command.add_option("--json", json, "Write everything that was found to this file");
+  command.add_flag("--all", all, "Show every point, also of layers that are all EXCELLENT");
+}
+
+void WriteFile(const std::string& path, const std::string& text) {
+  const std::string temporary = path + ".tmp";
+  std::FILE* file = std::fopen(temporary.c_str(), "wb");
+  if (file == nullptr) throw Error(path + ": cannot be written: " + std::strerror(errno));
+  const bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
+  const bool closed = std::fclose(file) == 0;
+  if (!written || !closed || std::rename(temporary.c_str(), path.c_str()) != 0) {
+    const std::string reason = std::strerror(errno);
+    std::remove(temporary.c_str());
+    throw Error(path + ": " + std::to_string(text.size()) + " bytes cannot be written: " + reason);
+  }
+}
+
+int CompareAndPrint(const std::vector<std::string>& reference, const std::vector<std::string>& candidate,
+                    const ComparisonOptions& options) {
+  CompareOptions compare;
+  compare.atol = options.atol;
+  compare.rtol = options.rtol;
+  compare.points = options.points;
+  compare.layers = options.layers;
+  for (const std::string& pair : options.pairs) compare.pairs.push_back(ParsePair(pair));
+  compare.progress = ShowProgress;
+  const CompareResult result = Compare(reference, candidate, compare);
+  std::fputs(TextReport(result, TerminalOptions(options.all)).c_str(), stdout);
+  if (!options.json.empty()) WriteFile(options.json, JsonReport(result));
+  return result.ExitCode() == 0 ? kSame : kDifferent;
+}
+
+}  // namespace lockstep::cli

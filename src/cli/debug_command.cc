@@ -1,0 +1,108 @@
+// The main job: the reference in PyTorch, then the engine on exactly the same tokens, then the comparison.
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+
+#include "cli/command.h"
+#include "cli/compare_output.h"
+#include "cli/run_engine.h"
+#include "lockstep/error.h"
+
+namespace lockstep::cli {
+namespace {
+
+struct DebugOptions {
+  ModelRunOptions run;
+  InputOptions input;
+  ComparisonOptions comparison;
+  std::string reference_dtype;  // empty: as --dtype
+  std::string implementation = "pure";
+  std::string python;
+  std::string out = "lockstep-debug";
+  int chunk = 0;
+  bool skip_python = false;
+  bool skip_cpp = false;
+};
+
+void MakeDirectory(const std::string& path) {
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  if (error) throw Error(path + ": cannot be created: " + error.message());
+}
+
+void MustExist(const std::string& trace, const char* option) {
+  if (!std::filesystem::exists(std::filesystem::path(trace) / "trace.json")) {
+    throw Error(std::string(option) + ": expected a trace that is already there, found none at " + trace +
+                "; run once without " + option);
+  }
+}
+
+void RunReference(const DebugOptions& options, const std::string& trace) {
+  std::vector<std::string> arguments = {options.run.model, "--out", trace, "--implementation", options.implementation};
+  const auto add = [&](const char* name, const std::string& value) {
+    if (!value.empty()) arguments.insert(arguments.end(), {name, value});
+  };
+  add("--dtype", options.reference_dtype.empty() ? options.run.dtype : options.reference_dtype);
+  add("--points", options.run.points);
+  add("--layers", options.run.layers);
+  add("--steps", options.run.steps);
+  add("--rows", options.run.rows);
+  if (options.run.num_layers > 0) add("--num-layers", std::to_string(options.run.num_layers));
+  for (std::string& argument : options.input.ForPython()) arguments.push_back(std::move(argument));
+  if (RunPython(FindPython(options.python), "lockstep.reference", arguments) != 0) {
+    throw Error("the Python reference failed (its message stands above); `lockstep doctor` tells what is missing");
+  }
+}
+
+int Debug(const DebugOptions& options) {
+  const std::filesystem::path out = options.out;
+  const std::string reference = out / "py.trace";
+  const std::string candidate = out / "cpp.trace";
+  MakeDirectory(options.out);
+
+  if (options.skip_python) {
+    MustExist(reference, "--skip-python");
+  } else {
+    RunReference(options, reference);
+  }
+  // From here on the reference's trace says which tokens are fed, whoever wrote it.
+
+  if (options.skip_cpp) {
+    MustExist(candidate, "--skip-cpp");
+  } else {
+    EngineRun run;
+    run.options = options.run;
+    run.sequences = SequencesOf(reference);
+    run.embeddings = options.input.embeddings;
+    run.chunk = options.chunk;
+    run.out = candidate;
+    RunEngine(std::move(run));
+  }
+
+  const int exit_code = CompareAndPrint({reference}, {candidate}, options.comparison);
+  std::printf("traces: %s %s\n", reference.c_str(), candidate.c_str());
+  return exit_code;
+}
+
+}  // namespace
+
+void AddDebug(CLI::App& app, int& exit_code) {
+  auto options = std::make_shared<DebugOptions>();
+  CLI::App* command = app.add_subcommand("debug", "Run PyTorch and the C++ engine on the same input and compare every point");
+  options->run.AddTo(*command);
+  options->input.AddTo(*command);
+  options->comparison.AddTo(*command);
+  command->add_option("--reference-dtype", options->reference_dtype, "Storage of the reference, if it is to differ")
+      ->check(CLI::IsMember({"f32", "bf16", "f16"}));
+  command->add_option("--reference", options->implementation, "pure (Lockstep's own PyTorch model) or transformers")
+      ->check(CLI::IsMember({"pure", "transformers"}));
+  command->add_option("--chunk", options->chunk, "Let the C++ engine prefill in chunks of this many tokens")
+      ->check(CLI::PositiveNumber);
+  command->add_flag("--skip-python", options->skip_python, "Use the reference trace that is already there");
+  command->add_flag("--skip-cpp", options->skip_cpp, "Use the C++ trace that is already there");
+  command->add_option("--out", options->out, "Directory for py.trace and cpp.trace (default: lockstep-debug)");
+  command->add_option("--python", options->python, "Python interpreter to use");
+  command->callback([options, &exit_code] { exit_code = Debug(*options); });
+}
+
+}  // namespace lockstep::cli

@@ -1,0 +1,33 @@
+// From figures to words: the four classes of a point, and whether it makes the run different.
+#pragma once
+
+#include <optional>
+
+#include "lockstep/compare.h"
+#include "lockstep/trace.h"
+
+namespace lockstep {
+
+// EXCELLENT: max_abs < 1e-4. GOOD: < 1e-3. ACCEPTABLE: < 1e-2, or the cosines of the worst token and of the worst head > 0.999.
+// SIGNIFICANT DIFF: all else, and whatever has a NaN, an infinity or a mask that the other side lacks.
+// Not the whole tensor's cosine: one head of one token negated leaves 1 - 2 / (tokens * heads) of it.
+DiffClass Classify(const PointResult& point);
+
+// The unit roundoff of a storage dtype as far as it matters here: 2^-8 for BF16, 2^-11 for F16, 0 where the classes judge (F32).
+double UnitRoundoff(DType dtype);
+
+// The coarsest of storage, operands and cache, where they are declared: an f32 residual stream fed by 16-bit products carries their
+// rounding.
+double DeclaredRoundoff(const TraceMeta& meta);
+
+// Without a replay, rounding is told from faults by a bound on the worst token's relative L2. The residual stream of layer N is the sum of 2 N + 1
+// rounded terms, whose errors add up like a random walk:
+//   bound = kBoundFactor * u * sqrt(2 * layer + 1)
+// Points behind the layers count as the next layer. This is a coarse net: it lets pass what is as small as rounding at that depth.
+inline constexpr double kBoundFactor = 8;
+double RelativeL2Bound(double unit_roundoff, int layer);
+
+// Fills diff_class, bound and reasons. `unit_roundoff` 0: the classes judge. `num_layers`: for the points behind the layers.
+void Judge(double unit_roundoff, int num_layers, PointResult* point);
+
+}  // namespace lockstep

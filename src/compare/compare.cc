@@ -1,0 +1,57 @@
+#include "lockstep/compare.h"
+
+#include "compare/views.h"
+#include "lockstep/trace.h"
+
+namespace lockstep {
+namespace {
+
+std::vector<TraceReader> OpenAll(const std::vector<std::string>& paths, std::string_view side) {
+  if (paths.empty()) throw Error("no trace of the " + std::string(side) + " was given");
+  std::vector<TraceReader> readers;
+  for (const std::string& path : paths) readers.push_back(TraceReader::Open(path));
+  return readers;
+}
+
+std::vector<TraceView> Views(const std::vector<TraceReader>& readers) {
+  std::vector<TraceView> views;
+  for (const TraceReader& reader : readers) views.push_back({reader.path(), &reader.meta(), &reader.steps()});
+  return views;
+}
+
+}  // namespace
+
+std::string_view SideName(Side side) { return side == Side::kReference ? "reference" : "candidate"; }
+
+std::string_view FailureKindName(FailureKind kind) {
+  switch (kind) {
+    case FailureKind::kTraceError: return "trace error";
+    case FailureKind::kMissing: return "missing";
+    case FailureKind::kMissingRows: return "missing rows";
+    case FailureKind::kDuplicate: return "duplicate";
+    case FailureKind::kShape: return "shape";
+    case FailureKind::kShards: return "shards";
+    case FailureKind::kReplicas: return "replicas differ";
+    case FailureKind::kAllZero: return "all zero";
+    case FailureKind::kSameAsLayer: return "same as another layer";
+    case FailureKind::kSameAsStep: return "same as another step";
+  }
+  return "";
+}
+
+int CompareResult::ExitCode() const { return first_failing || !failures.empty() || !weights.empty() ? 1 : 0; }
+
+CompareResult Compare(const std::vector<std::string>& reference_traces, const std::vector<std::string>& candidate_traces,
+                      const CompareOptions& options) {
+  const std::vector<TraceReader> reference = OpenAll(reference_traces, SideName(Side::kReference));
+  const std::vector<TraceReader> candidate = OpenAll(candidate_traces, SideName(Side::kCandidate));
+  CompareResult result = CompareViews(Views(reference), Views(candidate), options);
+  for (const auto* readers : {&reference, &candidate}) {
+    for (const TraceReader& reader : *readers) {
+      result.notes.insert(result.notes.end(), reader.warnings().begin(), reader.warnings().end());
+    }
+  }
+  return result;
+}
+
+}  // namespace lockstep

@@ -1,0 +1,408 @@
+#include "compare/join.h"
+
+#include <algorithm>
+#include <optional>
+#include <stdexcept>
+#include <tuple>
+
+#include "lockstep/points.h"
+
+namespace lockstep {
+namespace {
+
+Selection SelectionOf(const TraceView& trace) {
+  const TraceMeta& meta = *trace.meta;
+  try {
+    return Selection(meta.select_points, meta.select_layers, meta.select_steps, meta.select_rows);
+  } catch (const std::invalid_argument& e) {
+    throw Error(trace.path + "/trace.json: " + e.what());
+  }
+}
+
+bool SameTokens(const TraceStep& a, const TraceStep& b) {
+  const bool ids = a.input_ids.empty() || b.input_ids.empty() || a.input_ids == b.input_ids;
+  return ids && a.positions == b.positions && a.sequences == b.sequences;
+}
+
+// Another rank of the same run: a rank that the run lacks, and the same tokens in every step that both have.
+bool IsRankOf(const TraceView& trace, const Run& run) {
+  for (const TraceView& other : run.traces) {
+    if (other.meta->rank == trace.meta->rank) return false;
+  }
+  const size_t steps = std::min(run.num_steps(), trace.steps->size());
+  if (steps == 0) return false;
+  for (size_t i = 0; i < steps; ++i) {
+    if (!SameTokens(run.Tokens(i), (*trace.steps)[i])) return false;
+  }
+  return true;
+}
+
+void AddSequences(const TraceStep& step, const std::map<int, int>& numbers, std::map<int, SequenceTokens>* sequences) {
+  for (size_t i = 0; i < step.sequences.size(); ++i) {
+    if (step.sequences[i] < 0) continue;
+    const int32_t id = step.input_ids.empty() ? kUnknownId : step.input_ids[i];
+    (*sequences)[numbers.at(step.sequences[i])].insert_or_assign(step.positions[i], id);
+  }
+}
+
+void AddTensors(size_t run_index, const Run& run, SideRuns* side) {
+  for (size_t step = 0; step < run.num_steps(); ++step) {
+    for (const TraceView& trace : run.traces) {
+      if (step >= trace.steps->size()) continue;
+      for (const TraceTensor& tensor : (*trace.steps)[step].tensors) {
+        std::vector<StepTensors>& list = tensor.name == "next_token" ? side->next_tokens : side->points[tensor.name];
+        if (list.empty() || list.back().run != run_index || list.back().step != step) {
+          list.push_back({run_index, step, {}});
+        }
+        list.back().tensors.push_back(&tensor);
+      }
+    }
+  }
+}
+
+// The first position where both know the token and it differs; and how many positions both have.
+struct Overlap {
+  size_t common = 0;
+  std::optional<int32_t> differs_at;
+};
+
+Overlap Compare(const SequenceTokens& a, const SequenceTokens& b) {
+  Overlap overlap;
+  for (auto i = a.begin(), j = b.begin(); i != a.end() && j != b.end();) {
+    if (i->first != j->first) {
+      i->first < j->first ? ++i : ++j;
+      continue;
+    }
+    if (i->second >= 0 && j->second >= 0 && i->second != j->second) {
+      overlap.differs_at = i->first;
+      return overlap;
+    }
+    ++overlap.common, ++i, ++j;
+  }
+  return overlap;
+}
+
+std::string Ends(const SequenceTokens& tokens) {
+  return std::to_string(tokens.size()) + " tokens, positions " + std::to_string(tokens.begin()->first) + " to " +
+         std::to_string(tokens.rbegin()->first);
+}
+
+[[noreturn]] void ThrowDifferentTokens(const SideRuns& reference, int ref, const SideRuns& candidate, int cand) {
+  const SequenceTokens &a = reference.sequences.at(ref), &b = candidate.sequences.at(cand);
+  const Overlap overlap = Compare(a, b);
+  const std::string who = "sequence " + std::to_string(ref) + " of the reference and sequence " + std::to_string(cand) +
+                          " of the candidate";
+  if (!overlap.differs_at) {
+    throw Error(who + " have no position in common: the reference has " + Ends(a) + ", the candidate " + Ends(b));
+  }
+  const int32_t at = *overlap.differs_at;
+  throw Error(who + " hold different tokens from position " + std::to_string(at) + " on: token id " +
+              std::to_string(a.at(at)) + " in the reference, " + std::to_string(b.at(at)) +
+              " in the candidate; give both the same input, and decode with the reference's tokens: "
+              "lockstep capture --from REFERENCE");
+}
+
+class Pairing {
+ public:
+  Pairing(const SideRuns& reference, const SideRuns& candidate) : reference_(reference), candidate_(candidate) {
+    for (const auto& [number, tokens] : reference.sequences) left_reference_.push_back(number);
+    for (const auto& [number, tokens] : candidate.sequences) left_candidate_.push_back(number);
+  }
+
+  void PairAsWanted(const std::vector<std::pair<int, int>>& wanted) {
+    for (const auto& [ref, cand] : wanted) {
+      Require(reference_, ref);
+      Require(candidate_, cand);
+      const auto at = std::find(left_reference_.begin(), left_reference_.end(), ref);
+      const auto bt = std::find(left_candidate_.begin(), left_candidate_.end(), cand);
+      if (at == left_reference_.end() || bt == left_candidate_.end()) {
+        throw Error("pair " + std::to_string(ref) + ":" + std::to_string(cand) + ": a sequence can be paired only once");
+      }
+      const Overlap overlap = Compare(reference_.sequences.at(ref), candidate_.sequences.at(cand));
+      if (overlap.differs_at || overlap.common == 0) ThrowDifferentTokens(reference_, ref, candidate_, cand);
+      Take(at, bt, overlap.common);
+    }
+  }
+
+  void PairByTokens() {
+    TakeBest([](const SequenceTokens& a, const SequenceTokens& b, const Overlap&) { return a == b; });
+    TakeBest([](const SequenceTokens&, const SequenceTokens&, const Overlap&) { return true; });
+    if (!left_reference_.empty() && !left_candidate_.empty()) ThrowClosest();
+  }
+
+  std::vector<SequencePair> Finish(std::vector<std::string>* notes) {
+    Note(left_reference_, reference_.side, notes);
+    Note(left_candidate_, candidate_.side, notes);
+    std::sort(pairs_.begin(), pairs_.end(), [](const auto& a, const auto& b) { return a.reference < b.reference; });
+    return pairs_;
+  }
+
+ private:
+  using Left = std::vector<int>;
+
+  static void Require(const SideRuns& side, int number) {
+    if (side.sequences.contains(number)) return;
+    throw Error("the " + std::string(SideName(side.side)) + " has no sequence " + std::to_string(number) + "; it has " +
+                std::to_string(side.sequences.size()) + " sequences from " +
+                std::to_string(side.sequences.begin()->first) + " to " + std::to_string(side.sequences.rbegin()->first));
+  }
+
+  void Take(Left::iterator ref, Left::iterator cand, size_t common) {
+    pairs_.push_back({*ref, *cand, common});
+    left_reference_.erase(ref);
+    left_candidate_.erase(cand);
+  }
+
+  // In the order of the reference; among those that fit, the one with the longest common part, the first of equals.
+  template <typename Fits>
+  void TakeBest(Fits fits) {
+    for (size_t i = 0; i < left_reference_.size();) {
+      std::optional<size_t> best;
+      size_t best_common = 0;
+      for (size_t j = 0; j < left_candidate_.size(); ++j) {
+        const auto& a = reference_.sequences.at(left_reference_[i]);
+        const auto& b = candidate_.sequences.at(left_candidate_[j]);
+        const Overlap overlap = Compare(a, b);
+        if (overlap.differs_at || overlap.common <= best_common || !fits(a, b, overlap)) continue;
+        best = j;
+        best_common = overlap.common;
+      }
+      if (best) {
+        Take(left_reference_.begin() + i, left_candidate_.begin() + *best, best_common);
+      } else {
+        ++i;
+      }
+    }
+  }
+
+  // Names the pair whose tokens agree longest.
+  [[noreturn]] void ThrowClosest() const {
+    int ref = left_reference_.front(), cand = left_candidate_.front();
+    size_t longest = 0;
+    for (int i : left_reference_) {
+      for (int j : left_candidate_) {
+        const Overlap overlap = Compare(reference_.sequences.at(i), candidate_.sequences.at(j));
+        if (overlap.common <= longest) continue;
+        longest = overlap.common, ref = i, cand = j;
+      }
+    }
+    ThrowDifferentTokens(reference_, ref, candidate_, cand);
+  }
+
+  static void Note(const Left& left, Side side, std::vector<std::string>* notes) {
+    if (left.empty()) return;
+    std::string numbers;
+    constexpr size_t kShown = 8;
+    for (size_t i = 0; i < std::min(kShown, left.size()); ++i) numbers += (i ? ", " : "") + std::to_string(left[i]);
+    if (left.size() > kShown) numbers += ", …";
+    notes->push_back("the " + std::string(SideName(side)) + " has " + std::to_string(left.size()) +
+                     " more sequence(s), which are not compared: " + numbers);
+  }
+
+  const SideRuns& reference_;
+  const SideRuns& candidate_;
+  Left left_reference_, left_candidate_;
+  std::vector<SequencePair> pairs_;
+};
+
+// Tensors of the ranks that hold the same tokens; where a rank holds tokens of its own, they are a piece of their own.
+std::vector<std::vector<const TraceTensor*>> ByRows(const std::vector<const TraceTensor*>& tensors) {
+  std::vector<std::vector<const TraceTensor*>> groups;
+  for (const TraceTensor* tensor : tensors) {
+    const auto same = std::find_if(groups.begin(), groups.end(),
+                                   [&](const auto& group) { return group.front()->rows == tensor->rows; });
+    if (same == groups.end()) {
+      groups.push_back({tensor});
+    } else {
+      same->push_back(tensor);
+    }
+  }
+  return groups;
+}
+
+void AddRows(const Run& run, const StepTensors& where, const std::map<int, int>& numbers, PointRows* point) {
+  const TraceStep& step = run.Tokens(where.step);
+  const auto piece = static_cast<int32_t>(point->pieces.size() - 1);
+  const std::vector<int32_t>& rows = point->pieces.back().rows();
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const auto token = static_cast<size_t>(rows[i]);
+    if (step.sequences[token] < 0) continue;
+    const auto number = numbers.find(run.numbers.at(step.sequences[token]));
+    if (number == numbers.end()) continue;
+    const int32_t id = step.input_ids.empty() ? kUnknownId : step.input_ids[token];
+    point->rows.push_back({number->second, step.positions[token], id, {piece, static_cast<int32_t>(i)}});
+  }
+}
+
+// The same token twice in one step. Different tokens at one position are the branches of a speculation.
+void CheckTwice(const std::string& name, Side side, const PointRows& point, std::vector<Failure>* failures) {
+  std::set<std::tuple<size_t, size_t, int32_t, int32_t, int32_t>> seen;
+  for (const RowRef& row : point.rows) {
+    const StepTensors& where = point.where[static_cast<size_t>(row.at.piece)];
+    if (seen.insert({where.run, where.step, row.sequence, row.position, row.input_id}).second) continue;
+    failures->push_back({FailureKind::kDuplicate, side, name,
+                         "step " + std::to_string(where.step) + " holds sequence " + std::to_string(row.sequence) +
+                             ", position " + std::to_string(row.position) + " twice"});
+    return;
+  }
+}
+
+bool SameId(const RowRef& a, const RowRef& b) {
+  return a.input_id < 0 || b.input_id < 0 || a.input_id == b.input_id;
+}
+
+}  // namespace
+
+size_t Run::num_steps() const {
+  size_t steps = 0;
+  for (const TraceView& trace : traces) steps = std::max(steps, trace.steps->size());
+  return steps;
+}
+
+const TraceStep& Run::Tokens(size_t step) const {
+  for (const TraceView& trace : traces) {
+    if (step < trace.steps->size()) return (*trace.steps)[step];
+  }
+  throw std::logic_error("a step that no rank has");
+}
+
+SideRuns GroupRuns(Side side, const std::vector<TraceView>& traces) {
+  SideRuns out;
+  out.side = side;
+  for (const TraceView& trace : traces) {
+    const auto run = std::find_if(out.runs.begin(), out.runs.end(), [&](const Run& r) { return IsRankOf(trace, r); });
+    if (run != out.runs.end()) {
+      run->traces.push_back(trace);
+    } else {
+      out.runs.push_back({{trace}, SelectionOf(trace), {}});
+    }
+  }
+  int next = 0;
+  for (size_t i = 0; i < out.runs.size(); ++i) {
+    Run& run = out.runs[i];
+    std::set<int> locals;
+    for (size_t step = 0; step < run.num_steps(); ++step) {
+      for (int32_t sequence : run.Tokens(step).sequences) {
+        if (sequence >= 0) locals.insert(sequence);
+      }
+    }
+    for (int local : locals) run.numbers[local] = out.runs.size() == 1 ? local : next++;
+    for (size_t step = 0; step < run.num_steps(); ++step) AddSequences(run.Tokens(step), run.numbers, &out.sequences);
+    AddTensors(i, run, &out);
+  }
+  return out;
+}
+
+std::vector<SequencePair> PairSequences(const SideRuns& reference, const SideRuns& candidate,
+                                        const std::vector<std::pair<int, int>>& wanted, std::vector<std::string>* notes) {
+  for (const SideRuns* side : {&reference, &candidate}) {
+    if (side->sequences.empty()) {
+      throw Error("the " + std::string(SideName(side->side)) + " holds no token (" + side->runs.front().traces.front().path + ")");
+    }
+  }
+  Pairing pairing(reference, candidate);
+  if (wanted.empty()) {
+    pairing.PairByTokens();
+  } else {
+    pairing.PairAsWanted(wanted);
+  }
+  return pairing.Finish(notes);
+}
+
+std::vector<std::string> RowAxes(const std::string& name, const TraceTensor& tensor) {
+  std::vector<std::string> axes;
+  if (const auto ref = ParsePointName(name)) {
+    for (Axis axis : ref->spec->axes) axes.emplace_back(AxisName(axis));
+  } else {
+    axes = tensor.axes;
+  }
+  std::erase(axes, "token");
+  return axes;
+}
+
+PointRows CollectRows(const SideRuns& side, const std::string& name, const std::vector<StepTensors>& steps,
+                      const std::vector<std::string>& axes, const std::map<int, int>& numbers,
+                      std::vector<Failure>* failures) {
+  PointRows point;
+  for (const StepTensors& where : steps) {
+    for (const auto& tensors : ByRows(where.tensors)) {
+      std::vector<Piece::Problem> problems;
+      Piece piece = Piece::Build(tensors, axes, &problems);
+      bool fatal = false;
+      for (const Piece::Problem& problem : problems) {
+        failures->push_back({problem.replicas ? FailureKind::kReplicas : FailureKind::kShards, side.side, name,
+                             "step " + std::to_string(where.step) + ": " + problem.text});
+        fatal = fatal || problem.fatal;
+      }
+      if (fatal) continue;
+      point.pieces.push_back(std::move(piece));
+      point.where.push_back(where);
+      AddRows(side.runs[where.run], where, numbers, &point);
+    }
+  }
+  CheckTwice(name, side.side, point, failures);
+  return point;
+}
+
+Joined JoinRows(std::vector<RowRef> reference, std::vector<RowRef> candidate) {
+  const auto key = [](const RowRef& row) { return Key{row.sequence, row.position}; };
+  const auto before = [&](const RowRef& a, const RowRef& b) { return key(a) < key(b); };
+  std::stable_sort(reference.begin(), reference.end(), before);
+  std::stable_sort(candidate.begin(), candidate.end(), before);
+  const auto group_end = [&](const std::vector<RowRef>& rows, size_t begin) {
+    size_t end = begin;
+    while (end < rows.size() && key(rows[end]) == key(rows[begin])) ++end;
+    return end;
+  };
+
+  Joined joined;
+  size_t i = 0, j = 0;
+  while (i < reference.size() || j < candidate.size()) {
+    const bool only_reference = j == candidate.size() || (i < reference.size() && before(reference[i], candidate[j]));
+    const bool only_candidate = i == reference.size() || (j < candidate.size() && before(candidate[j], reference[i]));
+    if (only_reference) {
+      joined.only_reference.push_back(key(reference[i]));
+      i = group_end(reference, i);
+      continue;
+    }
+    if (only_candidate) {
+      joined.only_candidate.push_back(key(candidate[j]));
+      j = group_end(candidate, j);
+      continue;
+    }
+    const size_t i_end = group_end(reference, i), j_end = group_end(candidate, j);
+    bool found = false;
+    for (size_t r = i_end; r-- > i && !found;) {
+      for (size_t c = j_end; c-- > j && !found;) {
+        if (!SameId(reference[r], candidate[c])) continue;
+        joined.rows.push_back({reference[r].sequence, reference[r].position, reference[r].at, candidate[c].at});
+        found = true;
+      }
+    }
+    if (!found) {
+      joined.only_reference.push_back(key(reference[i]));
+      joined.only_candidate.push_back(key(candidate[j]));
+    }
+    i = i_end;
+    j = j_end;
+  }
+  return joined;
+}
+
+std::set<Key> SelectedKeys(const SideRuns& side, const std::map<int, int>& numbers) {
+  std::set<Key> keys;
+  for (const Run& run : side.runs) {
+    for (size_t i = 0; i < run.num_steps(); ++i) {
+      if (!run.selection.WantsStep(static_cast<int64_t>(i))) continue;
+      const TraceStep& step = run.Tokens(i);
+      for (int32_t token : run.selection.SelectRows(step.positions, step.sequences)) {
+        if (step.sequences[token] < 0) continue;
+        const auto number = numbers.find(run.numbers.at(step.sequences[token]));
+        if (number != numbers.end()) keys.insert({number->second, step.positions[token]});
+      }
+    }
+  }
+  return keys;
+}
+
+}  // namespace lockstep

@@ -1,0 +1,104 @@
+// The join of two traces by (sequence, position): which traces are one run, which sequences belong together, which rows meet.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "compare/metrics.h"
+#include "compare/rows.h"
+#include "lockstep/compare.h"
+#include "lockstep/trace.h"
+
+namespace lockstep {
+
+// What the comparison needs of a trace; tests build it in memory.
+struct TraceView {
+  std::string path;
+  const TraceMeta* meta = nullptr;
+  const std::vector<TraceStep>* steps = nullptr;
+};
+
+inline constexpr int32_t kUnknownId = -1;
+
+// Tokens by position; ids as in the latest step, kUnknownId where there is none.
+using SequenceTokens = std::map<int32_t, int32_t>;
+
+// Of a point in one step of one run: the tensors of all ranks.
+struct StepTensors {
+  size_t run = 0;
+  size_t step = 0;
+  std::vector<const TraceTensor*> tensors;
+};
+
+// One run: a trace, or those of its ranks.
+struct Run {
+  std::vector<TraceView> traces;
+  Selection selection;
+  std::map<int, int> numbers;  // of its sequences, within the side
+
+  const TraceMeta& meta() const { return *traces.front().meta; }
+  // Tokens are the same in every rank that has the step.
+  size_t num_steps() const;
+  const TraceStep& Tokens(size_t step) const;
+};
+
+struct SideRuns {
+  Side side = Side::kReference;
+  std::vector<Run> runs;
+  std::map<int, SequenceTokens> sequences;          // by number
+  std::map<std::string, std::vector<StepTensors>> points;  // without next_token
+  std::vector<StepTensors> next_tokens;
+};
+
+// Throws Error for bad selections in a trace.
+SideRuns GroupRuns(Side side, const std::vector<TraceView>& traces);
+
+// Throws Error for different tokens. What stays unpaired on one side is noted.
+std::vector<SequencePair> PairSequences(const SideRuns& reference, const SideRuns& candidate,
+                                        const std::vector<std::pair<int, int>>& wanted, std::vector<std::string>* notes);
+
+// A row of a piece by its key. `sequence` is the reference's number.
+struct RowRef {
+  int32_t sequence = 0;
+  int32_t position = 0;
+  int32_t input_id = kUnknownId;
+  RowAt at;
+};
+
+struct PointRows {
+  std::vector<StepTensors> where;  // by piece
+  std::vector<Piece> pieces;
+  std::vector<RowRef> rows;        // of paired sequences, in the order written
+};
+
+// `numbers`: from the side's sequence numbers to the reference's, paired ones only. Problems become failures; unusable pieces are left out.
+PointRows CollectRows(const SideRuns& side, const std::string& name, const std::vector<StepTensors>& steps,
+                      const std::vector<std::string>& axes, const std::map<int, int>& numbers,
+                      std::vector<Failure>* failures);
+
+// The canonical axes of a row: the point table's, else those that the first tensor declares.
+std::vector<std::string> RowAxes(const std::string& name, const TraceTensor& tensor);
+
+struct Key {
+  int32_t sequence = 0;
+  int32_t position = 0;
+  auto operator<=>(const Key&) const = default;
+};
+
+struct Joined {
+  std::vector<JoinedRow> rows;  // sorted by key
+  std::vector<Key> only_reference;
+  std::vector<Key> only_candidate;
+};
+
+// Rows match by (sequence, position, input_id); of recomputed ones the last that match.
+Joined JoinRows(std::vector<RowRef> reference, std::vector<RowRef> candidate);
+
+// Tokens that the side ran and that its selection of steps and rows covers.
+std::set<Key> SelectedKeys(const SideRuns& side, const std::map<int, int>& numbers);
+
+}  // namespace lockstep

@@ -1,0 +1,59 @@
+// The figures of one point: one streaming pass over the joined rows of both sides.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "compare/kernels.h"
+#include "compare/rows.h"
+#include "lockstep/compare.h"
+
+namespace lockstep {
+
+struct RowAt {
+  int32_t piece = -1;
+  int32_t row = -1;
+};
+
+// One token that both sides have.
+struct JoinedRow {
+  int32_t sequence = 0;  // the reference's number
+  int32_t position = 0;
+  RowAt reference;
+  RowAt candidate;
+};
+
+enum class RowKind : uint8_t {
+  kPlain,
+  kHeads,   // the first axis of a row is the heads
+  kScores,  // [heads, key], masked
+  kProbs,
+};
+
+// REQUIRES: all pieces that `rows` names have the same row shape; attention's may differ in the last axis.
+struct PointPass {
+  const std::vector<Piece>* reference = nullptr;
+  const std::vector<Piece>* candidate = nullptr;
+  std::span<const JoinedRow> rows;
+  RowKind kind = RowKind::kPlain;
+  std::optional<Limit> user;
+};
+
+// Of the values as f32, by joined row; 0: the row is all zeros.
+struct RowHashes {
+  std::vector<uint64_t> reference;
+  std::vector<uint64_t> candidate;
+};
+
+// Fills every figure of `result` except names, classes and what the join counts. The same whatever the number of threads.
+RowHashes Measure(const PointPass& pass, PointResult* result);
+
+// |a - b| / |b| of two rows of one side, for telling stale data from data that hardly changes; 0 where their sizes differ (attention).
+double RowDistance(const Piece& piece_a, int64_t row_a, const Piece& piece_b, int64_t row_b);
+
+// True where a score counts as masked: -inf, or at most half of the lowest finite value of the dtype it is stored in.
+bool IsMasked(float score, DType dtype);
+
+}  // namespace lockstep

@@ -1,0 +1,217 @@
+#include "compare/rows.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cstring>
+#include <numeric>
+#include <set>
+
+#include "base/convert.h"
+#include "base/safetensors.h"
+
+namespace lockstep {
+namespace {
+
+int64_t Product(const std::vector<int64_t>& shape) {
+  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+}
+
+// Order in which the stored axes other than the token's make the canonical row.
+std::vector<size_t> CanonicalOrder(const TraceTensor& tensor, const std::vector<std::string>& axes) {
+  std::vector<size_t> stored;
+  for (size_t i = 0; i < tensor.shape.size(); ++i) {
+    if (static_cast<int>(i) != tensor.token_axis) stored.push_back(i);
+  }
+  if (tensor.axes.size() != tensor.shape.size() || axes.size() != stored.size()) return stored;
+  std::vector<size_t> order;
+  for (const std::string& axis : axes) {
+    const auto at = std::find(tensor.axes.begin(), tensor.axes.end(), axis);
+    if (at == tensor.axes.end()) return stored;  // names of the writer's own: the stored order is all there is
+    order.push_back(static_cast<size_t>(at - tensor.axes.begin()));
+  }
+  return order;
+}
+
+bool IsContiguous(const RowView& view) {
+  int64_t expected = 1;
+  for (size_t i = view.shape.size(); i-- > 0;) {
+    if (view.shape[i] != 1 && view.strides[i] != expected) return false;
+    expected *= view.shape[i];
+  }
+  return true;
+}
+
+// Walks the row in canonical order; runs of unit stride are converted at once.
+void GatherAxis(const RowView& view, size_t axis, const std::byte* data, float*& out) {
+  const size_t size = DTypeSize(view.tensor->dtype);
+  const int64_t count = view.shape[axis], stride = view.strides[axis];
+  if (axis + 1 == view.shape.size() && stride == 1) {
+    WidenToFloat(view.tensor->dtype, data, static_cast<size_t>(count), out);
+    out += count;
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const std::byte* element = data + static_cast<size_t>(i * stride) * size;
+    if (axis + 1 == view.shape.size()) {
+      WidenToFloat(view.tensor->dtype, element, 1, out++);
+    } else {
+      GatherAxis(view, axis + 1, element, out);
+    }
+  }
+}
+
+const std::byte* RowBegin(const RowView& view, int64_t row) {
+  return view.tensor->data + static_cast<size_t>(row * view.token_stride) * DTypeSize(view.tensor->dtype);
+}
+
+void ReadView(const RowView& view, int64_t row, float* out) {
+  const std::byte* data = RowBegin(view, row);
+  if (view.contiguous) {
+    WidenToFloat(view.tensor->dtype, data, static_cast<size_t>(Product(view.shape)), out);
+  } else {
+    GatherAxis(view, 0, data, out);
+  }
+}
+
+bool SameBytes(const TraceTensor& a, const TraceTensor& b) {
+  return a.dtype == b.dtype && a.shape == b.shape && a.token_axis == b.token_axis && a.bytes == b.bytes &&
+         std::memcmp(a.data, b.data, a.bytes) == 0;
+}
+
+std::string RankText(const TraceTensor& tensor) { return "rank " + std::to_string(tensor.rank); }
+
+}  // namespace
+
+RowView ViewRows(const TraceTensor& tensor, const std::vector<std::string>& axes) {
+  std::vector<int64_t> strides(tensor.shape.size(), 1);
+  for (size_t i = tensor.shape.size(); i-- > 1;) strides[i - 1] = strides[i] * tensor.shape[i];
+
+  RowView view;
+  view.tensor = &tensor;
+  view.token_stride = strides[static_cast<size_t>(tensor.token_axis)];
+  for (size_t axis : CanonicalOrder(tensor, axes)) {
+    view.shape.push_back(tensor.shape[axis]);
+    view.strides.push_back(strides[axis]);
+  }
+  if (view.shape.empty()) view.shape = {1}, view.strides = {1};  // one number a token
+  view.contiguous = IsContiguous(view);
+  return view;
+}
+
+Piece Piece::Build(const std::vector<const TraceTensor*>& tensors, const std::vector<std::string>& axes,
+                   std::vector<Problem>* problems) {
+  Piece piece;
+  for (const TraceTensor* tensor : tensors) piece.views_.push_back(ViewRows(*tensor, axes));
+  const TraceTensor& first = *tensors.front();
+  const auto fail = [&](bool replicas, bool fatal, const std::string& text) {
+    problems->push_back({replicas, fatal, text});
+  };
+
+  if (first.shard && first.shard->axis != "token" && first.shard->count > 1) {
+    piece.kind_ = Kind::kShards;
+    const auto count = static_cast<size_t>(first.shard->count);
+    std::vector<const RowView*> slots(count, nullptr);
+    for (const RowView& view : piece.views_) {
+      const TraceTensor& tensor = *view.tensor;
+      if (!tensor.shard || tensor.shard->axis != first.shard->axis || tensor.shard->count != first.shard->count ||
+          tensor.shard->index < 0 || static_cast<size_t>(tensor.shard->index) >= count) {
+        fail(false, true, RankText(tensor) + " declares another sharding than " + RankText(first));
+        continue;
+      }
+      const RowView*& slot = slots[static_cast<size_t>(tensor.shard->index)];
+      // Grouped heads are often replicated: two ranks may hold the same slice, and then must agree.
+      if (slot && !SameBytes(*slot->tensor, tensor)) {
+        fail(true, false, RankText(tensor) + " and " + RankText(*slot->tensor) + " hold shard " +
+                              std::to_string(tensor.shard->index) + " with different values");
+      }
+      if (!slot) slot = &view;
+    }
+    std::vector<RowView> ordered;
+    for (size_t i = 0; i < count; ++i) {
+      if (slots[i]) {
+        ordered.push_back(*slots[i]);
+      } else {
+        fail(false, true, "shard " + std::to_string(i) + " of " + std::to_string(count) + " is missing");
+      }
+    }
+    const auto axis = std::find(axes.begin(), axes.end(), first.shard->axis);
+    piece.shard_axis_ = static_cast<size_t>(axis - axes.begin());
+    // A flattened [heads * head_dim] row sharded by head is cut in the same places.
+    const size_t row_axes = piece.views_.front().shape.size();
+    if (row_axes == 1) piece.shard_axis_ = 0;
+    if (piece.shard_axis_ >= row_axes) fail(false, true, "sharded along \"" + first.shard->axis + "\", which is none of its axes");
+    for (const RowView& view : ordered) {
+      if (view.shape != ordered.front().shape) {
+        fail(false, true, "shards of different shapes: " + ShapeText(view.shape) + " and " + ShapeText(ordered.front().shape));
+        break;
+      }
+    }
+    if (!ordered.empty()) piece.views_ = std::move(ordered);
+    piece.row_shape_ = piece.views_.front().shape;
+    if (piece.shard_axis_ < row_axes) piece.row_shape_[piece.shard_axis_] *= static_cast<int64_t>(count);
+  } else if (first.partial && tensors.size() > 1) {
+    piece.kind_ = Kind::kSum;
+    piece.row_shape_ = piece.views_.front().shape;
+    for (const RowView& view : piece.views_) {
+      if (view.shape != piece.row_shape_ || !view.tensor->partial) {
+        fail(false, true, RankText(*view.tensor) + " holds no partial sum of shape " + ShapeText(piece.row_shape_));
+      }
+    }
+  } else {
+    piece.row_shape_ = piece.views_.front().shape;
+    for (const TraceTensor* tensor : tensors) {
+      if (tensor != &first && !SameBytes(first, *tensor)) {
+        fail(true, false, RankText(*tensor) + " and " + RankText(first) + " hold different values, and neither shard nor partial is declared");
+      }
+    }
+    piece.views_.resize(1);
+  }
+  piece.shard_shape_ = piece.row_shape_;
+  piece.row_size_ = Product(piece.row_shape_);
+  return piece;
+}
+
+void Piece::Reshape(const std::vector<int64_t>& shape) {
+  assert(Product(shape) == row_size_);
+  row_shape_ = shape;
+}
+
+const std::byte* Piece::Contiguous(int64_t row) const {
+  if (kind_ != Kind::kSingle || !views_.front().contiguous) return nullptr;
+  return RowBegin(views_.front(), row);
+}
+
+void Piece::Read(int64_t row, float* out) const {
+  switch (kind_) {
+    case Kind::kSingle: return ReadView(views_.front(), row, out);
+    case Kind::kShards: return ReadShards(row, out);
+    case Kind::kSum: return ReadSum(row, out);
+  }
+}
+
+void Piece::ReadShards(int64_t row, float* out) const {
+  int64_t outer = 1, inner = 1;
+  for (size_t i = 0; i < shard_axis_; ++i) outer *= shard_shape_[i];
+  for (size_t i = shard_axis_ + 1; i < shard_shape_.size(); ++i) inner *= shard_shape_[i];
+  const int64_t slice = views_.front().shape[shard_axis_] * inner;
+  std::vector<float> part(static_cast<size_t>(outer * slice));
+  for (size_t k = 0; k < views_.size(); ++k) {
+    ReadView(views_[k], row, part.data());
+    for (int64_t i = 0; i < outer; ++i) {
+      float* to = out + (static_cast<size_t>(i) * views_.size() + k) * static_cast<size_t>(slice);
+      std::copy_n(part.data() + i * slice, slice, to);
+    }
+  }
+}
+
+void Piece::ReadSum(int64_t row, float* out) const {
+  std::vector<float> part(static_cast<size_t>(row_size_));
+  std::vector<double> sum(static_cast<size_t>(row_size_), 0.0);
+  for (const RowView& view : views_) {
+    ReadView(view, row, part.data());
+    for (size_t i = 0; i < sum.size(); ++i) sum[i] += part[i];
+  }
+  std::transform(sum.begin(), sum.end(), out, [](double value) { return static_cast<float>(value); });
+}
+
+}  // namespace lockstep

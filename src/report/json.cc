@@ -1,0 +1,180 @@
+#include <cmath>
+#include <optional>
+#include <string>
+
+#include "base/json.h"
+#include "lockstep/report.h"
+
+namespace lockstep {
+namespace {
+
+Json Number(double value) {
+  if (std::isnan(value)) return "NaN";
+  if (std::isinf(value)) return value > 0 ? "Infinity" : "-Infinity";
+  return value;
+}
+
+Json Number(const std::optional<double>& value) { return value ? Number(*value) : Json(nullptr); }
+
+Json PlaceJson(const Place& place) {
+  Json json = {{"sequence", place.sequence}, {"position", place.position}};
+  if (place.head >= 0) json["head"] = place.head;
+  if (place.channel >= 0) json["channel"] = place.channel;
+  return json;
+}
+
+Json PlaceJson(const std::optional<Place>& place) { return place ? PlaceJson(*place) : Json(nullptr); }
+
+Json StatsJson(const SideStats& stats) {
+  return {{"dtype", DTypeName(stats.dtype)},
+          {"mean", Number(stats.mean)},
+          {"std", Number(stats.std)},
+          {"min", Number(stats.min)},
+          {"max", Number(stats.max)},
+          {"nan_count", stats.nan_count},
+          {"inf_count", stats.inf_count},
+          {"first_nan", PlaceJson(stats.first_nan)},
+          {"first_inf", PlaceJson(stats.first_inf)}};
+}
+
+Json WithinJson(const PointResult& point) {
+  Json list = Json::array();
+  for (size_t i = 0; i < kTolerances.size(); ++i) {
+    list.push_back({{"rtol", kTolerances[i]}, {"atol", kTolerances[i]}, {"share", Number(point.within[i])}});
+  }
+  return list;
+}
+
+Json WorstJson(const PointResult& point) {
+  Json json;
+  json["element"] = PlaceJson(point.worst);
+  json["reference"] = Number(point.worst_reference);
+  json["candidate"] = Number(point.worst_candidate);
+  json["token"] = PlaceJson(point.worst_token);
+  json["token_relative_l2"] = Number(point.worst_token_relative_l2);
+  json["min_token_cosine"] = Number(point.min_token_cosine);
+  json["min_token_cosine_at"] = PlaceJson(point.min_token_cosine_at);
+  if (point.worst_head >= 0) {
+    json["head"] = point.worst_head;
+    json["head_relative_l2"] = Number(point.worst_head_relative_l2);
+    json["min_head_cosine"] = Number(point.min_head_cosine);
+  }
+  return json;
+}
+
+Json PointJson(const PointResult& point) {
+  Json json;
+  json["name"] = point.name;
+  json["layer"] = point.layer;
+  json["point"] = point.point;
+  json["class"] = DiffClassName(point.diff_class);
+  json["row_shape"] = point.row_shape;
+  json["rows"] = point.rows;
+  json["rows_only_reference"] = point.rows_only_reference;
+  json["rows_only_candidate"] = point.rows_only_candidate;
+  json["elements"] = point.elements;
+  json["bit_identical"] = point.bit_identical;
+  json["reference"] = StatsJson(point.reference);
+  json["candidate"] = StatsJson(point.candidate);
+  json["max_abs"] = Number(point.max_abs);
+  json["mean_abs"] = Number(point.mean_abs);
+  json["max_rel"] = Number(point.max_rel);
+  json["mean_rel"] = Number(point.mean_rel);
+  json["zero_mismatches"] = point.zero_mismatches;
+  json["cosine"] = Number(point.cosine);
+  json["relative_l2"] = Number(point.relative_l2);
+  json["snr_db"] = Number(point.snr_db);
+  json["best_scale"] = Number(point.best_scale);
+  json["within"] = WithinJson(point);
+  json["within_user"] = Number(point.within_user);
+  json["user_tolerance_missed"] = point.user_tolerance_missed;
+  json["worst"] = WorstJson(point);
+  json["mask_mismatches"] = point.mask_mismatches;
+  json["first_mask_mismatch"] = PlaceJson(point.first_mask_mismatch);
+  json["non_finite_mismatches"] = point.non_finite_mismatches;
+  json["first_non_finite_mismatch"] = PlaceJson(point.first_non_finite_mismatch);
+  json["bound"] = Number(point.bound);
+  json["reasons"] = point.reasons;
+  return json;
+}
+
+Json SideJson(const SideSummary& side) {
+  return {{"traces", side.traces},
+          {"producer", side.producer},
+          {"model_type", side.model_type},
+          {"storage", DTypeName(side.storage)},
+          {"storage_declared", side.has_arithmetic},
+          {"runs", side.runs},
+          {"steps", side.steps},
+          {"sequences", side.sequences},
+          {"tokens", side.tokens},
+          {"points", side.points},
+          {"closed", side.closed}};
+}
+
+template <typename List, typename ToJson>
+Json ListJson(const List& list, ToJson to_json) {
+  Json json = Json::array();
+  for (const auto& item : list) json.push_back(to_json(item));
+  return json;
+}
+
+Json FailureJson(const Failure& failure) {
+  return {{"kind", FailureKindName(failure.kind)}, {"side", SideName(failure.side)}, {"point", failure.point}, {"text", failure.text}};
+}
+
+Json NextTokensJson(const NextTokens& tokens) {
+  return {{"compared", tokens.compared},
+          {"agree", tokens.agree},
+          {"differences", ListJson(tokens.differences, [](const NextTokens::Difference& d) -> Json {
+             return {{"sequence", d.sequence}, {"position", d.position}, {"reference", d.reference}, {"candidate", d.candidate}};
+           })}};
+}
+
+Json NameOf(const CompareResult& result, const std::optional<size_t>& index) {
+  return index ? Json(result.points[*index].name) : Json(nullptr);
+}
+
+Json CountsJson(const CompareResult& result) {
+  Json json;
+  for (size_t i = 0; i < result.class_counts.size(); ++i) {
+    json[std::string(DiffClassName(static_cast<DiffClass>(i)))] = result.class_counts[i];
+  }
+  json["bit_identical"] = result.bit_identical;
+  json["failing"] = result.failing;
+  return json;
+}
+
+Json OneSidedJson(const OneSidedPoint& point) { return {{"name", point.name}, {"why", point.why}}; }
+
+}  // namespace
+
+std::string JsonReport(const CompareResult& result) {
+  Json json;
+  json["schema"] = "lockstep-compare/1";
+  json["verdict"] = result.ExitCode() == 0 ? "same" : "different";
+  json["exit_code"] = result.ExitCode();
+  json["reference"] = SideJson(result.reference);
+  json["candidate"] = SideJson(result.candidate);
+  json["tolerance"] = {{"atol", Number(result.atol)}, {"rtol", Number(result.rtol)}};
+  json["pairs"] = ListJson(result.pairs, [](const SequencePair& pair) -> Json {
+    return {{"reference", pair.reference}, {"candidate", pair.candidate}, {"tokens", pair.tokens}};
+  });
+  json["failures"] = ListJson(result.failures, FailureJson);
+  json["weights_compared"] = result.weights_compared;
+  json["weights"] = ListJson(result.weights, [](const WeightDifference& weight) -> Json {
+    return {{"name", weight.name}, {"text", weight.text}};
+  });
+  json["first_significant"] = NameOf(result, result.first_significant);
+  json["first_failing"] = NameOf(result, result.first_failing);
+  json["counts"] = CountsJson(result);
+  json["next_tokens"] = NextTokensJson(result.next_tokens);
+  json["only_reference"] = ListJson(result.only_reference, OneSidedJson);
+  json["only_candidate"] = ListJson(result.only_candidate, OneSidedJson);
+  json["notes"] = result.notes;
+  json["points"] = ListJson(result.points, PointJson);
+  // Names come from traces: what is no UTF-8 is replaced.
+  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+}  // namespace lockstep
