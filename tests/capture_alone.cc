@@ -1,4 +1,5 @@
-// capture.hpp compiled as its users compile it: C++17, nothing else of Lockstep, every warning an error. Two of these are linked together.
+// capture.hpp compiled as its users compile it: C++17, nothing else of Lockstep, every warning an error. Two of these
+// are linked together.
 #include "lockstep/capture.hpp"
 
 int RecordOnce(const std::string& path) {

@@ -1,5 +1,5 @@
-// kill_test WRITER DIRECTORY…: kills the writer at random moments, on each file system, and reads what it left. Every tensor whose Record
-// had returned must be there and whole.
+// kill_test WRITER DIRECTORY…: kills the writer at random moments, on each file system, and reads what it left. Every
+// tensor whose Record had returned must be there and whole.
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -63,12 +63,15 @@ std::vector<pattern::Finished> RunAndKill(const char* writer, const std::string&
 }
 
 void Expect(const lockstep::TraceReader& trace, const pattern::Finished& f) {
-  const std::string what = "step " + std::to_string(f.step) + ", rank " + std::to_string(f.rank) + ", " + pattern::Name(f.tensor);
+  const std::string what =
+      "step " + std::to_string(f.step) + ", rank " + std::to_string(f.rank) + ", " + pattern::Name(f.tensor);
   if (static_cast<size_t>(f.step) >= trace.steps().size()) Fail(what + ": the step is not there");
-  const lockstep::TraceTensor* tensor = trace.steps()[static_cast<size_t>(f.step)].Find(pattern::Name(f.tensor), f.rank);
+  const lockstep::TraceTensor* tensor =
+      trace.steps()[static_cast<size_t>(f.step)].Find(pattern::Name(f.tensor), f.rank);
   if (tensor == nullptr) Fail(what + ": is not there");
   const std::vector<int32_t> expected = pattern::Values(f);
-  if (tensor->bytes != expected.size() * sizeof(int32_t) || std::memcmp(tensor->data, expected.data(), tensor->bytes) != 0) {
+  if (tensor->bytes != expected.size() * sizeof(int32_t) ||
+      std::memcmp(tensor->data, expected.data(), tensor->bytes) != 0) {
     Fail(what + ": has other contents");
   }
   const std::vector<int32_t> rows = f.tensor % 3 == 2 ? std::vector<int32_t>{1, 0} : std::vector<int32_t>{0, 1};
@@ -85,7 +88,8 @@ void KillOften(const char* writer, const std::string& directory) {
   std::mt19937 random(std::random_device{}());
   size_t tensors = 0, unindexed = 0, continued = 0;
   for (int i = 0; i < kKills; ++i) {
-    const std::vector<pattern::Finished> finished = RunAndKill(writer, path, static_cast<int>(random() % kLongestMicroseconds));
+    const std::vector<pattern::Finished> finished =
+        RunAndKill(writer, path, static_cast<int>(random() % kLongestMicroseconds));
     tensors += finished.size();
     if (finished.empty() && !std::filesystem::exists(path + "/trace.json")) continue;  // killed before it had begun
     {
@@ -103,8 +107,8 @@ void KillOften(const char* writer, const std::string& directory) {
     }
   }
   std::filesystem::remove_all(path);
-  std::printf("%s: %d kills, %zu finished tensors, %zu tails or orphans, %zu steps in several files of a rank\n", directory.c_str(), kKills, tensors,
-              unindexed, continued);
+  std::printf("%s: %d kills, %zu finished tensors, %zu tails or orphans, %zu steps in several files of a rank\n",
+              directory.c_str(), kKills, tensors, unindexed, continued);
   if (tensors < kKills) Fail("the writer hardly wrote anything");
 }
 

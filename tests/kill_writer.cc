@@ -27,7 +27,8 @@ void WriteSteps(lockstep::Trace* trace, int rank) {
         open.Record(pattern::Name(i), values.data(), lockstep::DType::kI32, {2, columns}, {columns, 1});
       } else if (i % 3 == 1) {  // the transposed view of the same numbers
         std::vector<int32_t> transposed(values.size());
-        for (int64_t k = 0; k < 2 * columns; ++k) transposed[static_cast<size_t>(k % columns * 2 + k / columns)] = values[static_cast<size_t>(k)];
+        for (int64_t k = 0; k < 2 * columns; ++k)
+          transposed[static_cast<size_t>(k % columns * 2 + k / columns)] = values[static_cast<size_t>(k)];
         open.Record(pattern::Name(i), transposed.data(), lockstep::DType::kI32, {2, columns}, {1, 2});
       } else {
         open.RecordRows(pattern::Name(i), values.data(), lockstep::DType::kI32, {2, columns}, {1, 0});

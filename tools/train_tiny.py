@@ -52,8 +52,10 @@ VOCAB_ROWS = 2048  # rows 2003..2047 have no token, as Qwen3's last 267 have non
 TOKENS_PER_STEP = 4096
 LENGTHS = (256, 512, 256, 512, 256, 512, 256, 2048)  # sequence length of step i: LENGTHS[i % 8]
 EVAL_LENGTH = 512
-# (step, share of the peak learning rate): warm up, hold, fall, fall faster.
-LR_KNOTS = ((-1, 0.0), (49, 1.0), (900, 1.0), (1400, 6 / 11), (1650, 0.0))
+# (step, share of the peak learning rate): warm up, hold, fall, fall faster; then a short second round in which half of
+# the windows open a book, so that greedy decoding knows a few texts by heart instead of falling into a loop.
+LR_KNOTS = ((-1, 0.0), (49, 1.0), (900, 1.0), (1400, 6 / 11), (1650, 0.0), (1670, 0.25), (1850, 0.0))
+OPENINGS_FROM = 1650
 
 PROMPTS = ["In the beginning God", "And the LORD said unto Moses,"]
 
@@ -61,21 +63,21 @@ PROMPTS = ["In the beginning God", "And the LORD said unto Moses,"]
 # ---- text and tokenizer ----------------------------------------------------------------------------------------------
 
 
-def read_chapters() -> list[str]:
-    """The whole text, one string a chapter, one line a verse, without chapter and verse numbers."""
+def read_chapters() -> dict[str, str]:
+    """The whole text: "Ge1" -> the chapter, one line a verse, without verse numbers."""
     if shutil.which("bible") is None:
         sys.exit("train_tiny: no program 'bible' here, which prints the text to train on.\n"
                  "On Debian or Ubuntu: apt-get install bible-kjv bible-kjv-text")  # fmt: skip
     done = subprocess.run(["bible", "-f", "gen1:1-rev22:21"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
     chapters: dict[str, list[str]] = {}
     for line in done.stdout.splitlines():
-        verse = re.fullmatch(r"(\w+:)\d+ (.+)", line)  # "Ge1:3 And God said, Let there be light: ..."
+        verse = re.fullmatch(r"(\w+):\d+ (.+)", line)  # "Ge1:3 And God said, Let there be light: ..."
         if verse:
             chapters.setdefault(verse[1], []).append(verse[2].strip())
     if (len(chapters), sum(map(len, chapters.values()))) != (1189, 31102):
         sys.exit(f"train_tiny: 'bible -f gen1:1-rev22:21' printed {len(chapters)} chapters, expected 1189 chapters, "
                  f"31102 verses; is the package bible-kjv-text installed?\n{done.stderr}")  # fmt: skip
-    return ["\n".join(verses) + "\n" for verses in chapters.values()]
+    return {name: "\n".join(verses) + "\n" for name, verses in chapters.items()}
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
@@ -145,9 +147,14 @@ def loss_of(model: Qwen3ForCausalLM, ids: torch.Tensor, autocast: bool) -> torch
     return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
 
 
-def batch(stream: torch.Tensor, length: int, gen: torch.Generator) -> torch.Tensor:
-    """Windows at random offsets. -> [TOKENS_PER_STEP / length, length + 1]"""
-    starts = torch.randint(len(stream) - length, (TOKENS_PER_STEP // length,), generator=gen)
+def batch(stream: torch.Tensor, length: int, openings: torch.Tensor, gen: torch.Generator) -> torch.Tensor:
+    """Windows at random offsets, half of them at `openings` if there are any.
+    -> [TOKENS_PER_STEP / length, length + 1]"""
+    last = len(stream) - length - 1
+    starts = torch.randint(last + 1, (TOKENS_PER_STEP // length,), generator=gen)
+    if len(openings):
+        half = len(starts) // 2
+        starts[:half] = openings[torch.randint(len(openings), (half,), generator=gen)].clamp(max=last)
     return torch.stack([stream[s : s + length + 1] for s in starts.tolist()])
 
 
@@ -286,7 +293,7 @@ def write_svg(rows: list[dict[str, float]], path: Path) -> None:
 
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    ap.add_argument("--steps", type=int, default=1650, help=f"steps of {TOKENS_PER_STEP} tokens (default %(default)s)")
+    ap.add_argument("--steps", type=int, default=1850, help=f"steps of {TOKENS_PER_STEP} tokens (default %(default)s)")
     ap.add_argument("--lr", type=float, default=8e-3, help="peak learning rate (default %(default)s)")
     ap.add_argument("--seed", type=int, default=1611)
     ap.add_argument("--threads", type=int, default=1)
@@ -303,11 +310,16 @@ def main() -> None:
     torch.manual_seed(args.seed)
     gen = torch.Generator().manual_seed(args.seed)
 
-    chapters = read_chapters()
+    named = read_chapters()
+    chapters = list(named.values())
     held_out = chapters[10::20]
     kept = [c for i, c in enumerate(chapters) if i % 20 != 10]
+    kept_names = [n for i, n in enumerate(named) if i % 20 != 10]
     tok = train_tokenizer(kept)
     train, val = encode(tok, kept), encode(tok, held_out)
+    ends = torch.nonzero(train == tok.token_to_id(SPECIALS[0])).flatten().tolist()
+    starts = zip(kept_names, [0, *(e + 1 for e in ends[:-1])], strict=True)
+    openings = torch.tensor([s for name, s in starts if re.fullmatch(r"\d?[A-Za-z]+1", name)])
     like_val = encode(tok, kept[10::20])  # as many chapters that are trained on, to compare
     val_bytes = sum(len(c.encode()) for c in held_out)
     print(f"train {len(kept)} chapters, {len(train)} tokens; val {len(held_out)} chapters, {len(val)} tokens, "
@@ -327,7 +339,9 @@ def main() -> None:
     first = int(rows[-1]["step"]) if rows else 0
     began = time.monotonic() - (rows[-1]["seconds"] if rows else 0)
     for step in range(first, args.steps):
-        loss = loss_of(model, batch(train, LENGTHS[step % len(LENGTHS)], gen), args.autocast)
+        second = step >= OPENINGS_FROM * args.steps / LR_KNOTS[-1][0]
+        ids = batch(train, LENGTHS[step % len(LENGTHS)], openings if second else openings[:0], gen)
+        loss = loss_of(model, ids, args.autocast)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         factor = lr_factor(step, args.steps)

@@ -25,15 +25,16 @@
 //   trace.Close();
 //   if (!trace.error().empty()) …
 //
-// Then: `lockstep compare py.trace cpp.trace --model MODEL`. The names and shapes of the points are in docs/points.md, the
-// format is in docs/trace-format.md.
+// Then: `lockstep compare py.trace cpp.trace --model MODEL`. The names and shapes of the points are in docs/points.md,
+// the format is in docs/trace-format.md.
 //
-// - Data are copied by the call: the buffer may be reused as soon as Record returns. It must be in the memory of the host.
-// - Nothing is thrown into the engine unless TraceInfo::throw_errors is set. The first error is printed on stderr; error() gives it; all of
-//   them are written into the trace, and the comparison fails because of them.
+// - Data are copied by the call: the buffer may be reused as soon as Record returns. It must be in host memory.
+// - Nothing is thrown into the engine unless TraceInfo::throw_errors is set. The first error is printed on stderr and
+//   given by error(); all of them are written into the trace, and the comparison fails because of them.
 // - Thread safe: steps may run in several threads, and several threads may record into one step.
 // - What a killed process had recorded stays readable. A full disk ends the trace, never the engine.
-// - LOCKSTEP_POINTS, LOCKSTEP_LAYERS, LOCKSTEP_STEPS and LOCKSTEP_ROWS in the environment bound what is written ("last:16").
+// - LOCKSTEP_POINTS, LOCKSTEP_LAYERS, LOCKSTEP_STEPS and LOCKSTEP_ROWS (such as "last:16") in the environment bound
+//   what is written.
 // - Switched off, a call costs one branch; build names only `if (step)`.
 #pragma once
 
@@ -70,7 +71,21 @@ namespace lockstep {
 
 // Element types, the ones of safetensors.
 enum class DType : uint8_t {
-  kBool, kU8, kI8, kF8E5M2, kF8E4M3, kI16, kU16, kF16, kBF16, kI32, kU32, kF32, kF64, kI64, kU64
+  kBool,
+  kU8,
+  kI8,
+  kF8E5M2,
+  kF8E4M3,
+  kI16,
+  kU16,
+  kF16,
+  kBF16,
+  kI32,
+  kU32,
+  kF32,
+  kF64,
+  kI64,
+  kU64
 };
 constexpr int kNumDTypes = 15;
 
@@ -96,7 +111,7 @@ struct TensorLayout {
   std::string shard_axis;         // this rank holds slice `shard_index` of `shard_count` equal ones along that axis
   int shard_index = -1;           // -1: the rank
   int shard_count = 1;
-  bool partial = false;           // the true tensor is the sum over the ranks
+  bool partial = false;  // the true tensor is the sum over the ranks
 };
 
 // What is known of a run before its first step.
@@ -104,13 +119,14 @@ struct TraceInfo {
   std::string producer;
   std::string producer_version;
   std::string model_type = "qwen3";
-  std::string config_json = "{}";  // the keys of config.json that matter: num_hidden_layers, rope_theta, rms_norm_eps, …
+  std::string config_json =
+      "{}";  // the keys of config.json that matter: num_hidden_layers, rope_theta, rms_norm_eps, …
 
-  DType storage = DType::kF32;           // of weights and activations
-  std::optional<DType> operands;         // of the matrix products; default: storage
-  std::optional<DType> cache;            // of keys and values; default: storage
+  DType storage = DType::kF32;    // of weights and activations
+  std::optional<DType> operands;  // of the matrix products; default: storage
+  std::optional<DType> cache;     // of keys and values; default: storage
   DType accumulate = DType::kF32;
-  std::string overrides_json;            // {"*_layer_output": {"storage": "F32"}} for engines that mix
+  std::string overrides_json;  // {"*_layer_output": {"storage": "F32"}} for engines that mix
 
   std::vector<std::string> points;          // promised: a step without one of them fails by its name
   std::vector<std::string> not_observable;  // patterns of points that the engine never has in memory
@@ -164,9 +180,10 @@ class Step {
   // Whether a tensor of that name would be written.
   bool wants(std::string_view name) const { return step_ && WantsImpl(name); }
 
-  // Copies a tensor, one row for each token of the step. `shape` and `strides` are in elements; without strides it is packed. Every
-  // name can be recorded once a step.
-  void Record(std::string_view name, const void* data, DType dtype, ListView<int64_t> shape, ListView<int64_t> strides = {}) {
+  // Copies a tensor, one row for each token of the step. `shape` and `strides` are in elements; without strides it is
+  // packed. Every name can be recorded once a step.
+  void Record(std::string_view name, const void* data, DType dtype, ListView<int64_t> shape,
+              ListView<int64_t> strides = {}) {
     if (step_) RecordImpl(name, data, dtype, shape, strides, nullptr, nullptr);
   }
   // The same for tensors that hold only some of the step's tokens: rows[i] is the token of row i.
@@ -174,8 +191,8 @@ class Step {
                   ListView<int64_t> strides = {}) {
     if (step_) RecordImpl(name, data, dtype, shape, strides, &rows, nullptr);
   }
-  // The same for attention scores and probabilities whose last axis is not the keys at position 0, 1, 2, …: keys[r * K + i] is the
-  // absolute position of key i for row r, -1 where the slot is unused. K is the last extent of `shape`.
+  // The same for attention scores and probabilities whose last axis is not the keys at position 0, 1, 2, …: keys[r * K
+  // + i] is the absolute position of key i for row r, -1 where the slot is unused. K is the last extent of `shape`.
   void RecordKeys(std::string_view name, const void* data, DType dtype, ListView<int64_t> shape, ListView<int32_t> keys,
                   ListView<int64_t> strides = {}) {
     if (step_) RecordImpl(name, data, dtype, shape, strides, nullptr, &keys);
@@ -189,8 +206,8 @@ class Step {
   friend class Trace;
   explicit Step(std::shared_ptr<detail::OpenStep> step) : step_(std::move(step)) {}
   bool WantsImpl(std::string_view name) const;
-  void RecordImpl(std::string_view name, const void* data, DType dtype, ListView<int64_t> shape, ListView<int64_t> strides,
-                  const ListView<int32_t>* rows, const ListView<int32_t>* keys);
+  void RecordImpl(std::string_view name, const void* data, DType dtype, ListView<int64_t> shape,
+                  ListView<int64_t> strides, const ListView<int32_t>* rows, const ListView<int32_t>* keys);
   void EndImpl();
 
   std::shared_ptr<detail::OpenStep> step_;
@@ -200,7 +217,8 @@ class Step {
 class Trace {
  public:
   Trace() = default;
-  // Creates the directory `path`, or replaces the trace that is there; a directory with anything else in it is left alone.
+  // Creates the directory `path`, or replaces the trace that is there; a directory with anything else in it is left
+  // alone.
   Trace(const std::string& path, const TraceInfo& info);
   Trace(Trace&&) = default;
   Trace& operator=(Trace&& other);
@@ -211,15 +229,17 @@ class Trace {
   // Whether a tensor of that name would be written in some step.
   bool wants(std::string_view name) const { return trace_ && WantsImpl(name); }
 
-  // Begins a forward call over num_tokens tokens. `positions` are absolute in their sequence; `input_ids` may be null (embeddings as
-  // input), and so may `sequences` (one sequence, 0). Where one process holds several ranks (0, 1, …), each calls it for each step: the
-  // k-th call of a rank is step k.
-  Step BeginStep(const int32_t* input_ids, const int32_t* positions, const int32_t* sequences, int64_t num_tokens, Phase phase,
+  // Begins a forward call over num_tokens tokens. `positions` are absolute in their sequence; `input_ids` may be null
+  // (embeddings as input), and so may `sequences` (one sequence, 0). Where one process holds several ranks (0, 1, …),
+  // each calls it for each step: the k-th call of a rank is step k.
+  Step BeginStep(const int32_t* input_ids, const int32_t* positions, const int32_t* sequences, int64_t num_tokens,
+                 Phase phase,
                  int rank = -1) {  // -1: TraceInfo::rank
     return trace_ ? BeginImpl(input_ids, positions, sequences, num_tokens, phase, rank) : Step();
   }
 
-  // The fingerprint of a weight as the engine holds it (docs/trace-format.md): 16 hex digits. Written with the next step.
+  // The fingerprint of a weight as the engine holds it (docs/trace-format.md): 16 hex digits. Written with the next
+  // step.
   void SetWeight(const std::string& name, DType dtype, ListView<int64_t> shape, const std::string& hash) {
     if (trace_) SetWeightImpl(name, dtype, shape, hash);
   }
@@ -232,14 +252,15 @@ class Trace {
  private:
   bool ActiveImpl() const;
   bool WantsImpl(std::string_view name) const;
-  Step BeginImpl(const int32_t* input_ids, const int32_t* positions, const int32_t* sequences, int64_t num_tokens, Phase phase,
-                 int rank);
+  Step BeginImpl(const int32_t* input_ids, const int32_t* positions, const int32_t* sequences, int64_t num_tokens,
+                 Phase phase, int rank);
   void SetWeightImpl(const std::string& name, DType dtype, ListView<int64_t> shape, const std::string& hash);
 
   std::shared_ptr<detail::TraceFile> trace_;
 };
 
-// ---- Selections: which part of a run is written, or compared ----------------------------------------------------------------
+// ---- Selections: which part of a run is written, or compared
+// ----------------------------------------------------------------
 
 // `*` in the pattern stands for any run of characters.
 inline bool MatchesPattern(std::string_view pattern, std::string_view name) {
@@ -340,7 +361,8 @@ class Selection {
     std::map<int32_t, int64_t> later;
     for (size_t i = positions.size(); i-- > 0;) {
       const bool padding = sequences[i] < 0;
-      if (padding ? WantsAllRows() : WantsRow(positions[i], later[sequences[i]]++)) rows.push_back(static_cast<int32_t>(i));
+      if (padding ? WantsAllRows() : WantsRow(positions[i], later[sequences[i]]++))
+        rows.push_back(static_cast<int32_t>(i));
     }
     std::reverse(rows.begin(), rows.end());
     return rows;
@@ -348,10 +370,11 @@ class Selection {
 
  private:
   [[noreturn]] static void Fail(const std::string& kind, const std::string& text, const std::string& item) {
-    const std::string expected = kind == "points"   ? "patterns such as \"attn_*,logits\""
+    const std::string expected = kind == "points" ? "patterns such as \"attn_*,logits\""
                                  : kind == "rows" ? "\"last:16\" or positions such as \"0-3,100\""
                                                   : "numbers and ranges such as \"0,2-4\"";
-    throw std::invalid_argument("selection of " + kind + " \"" + text + "\": expected " + expected + ", found \"" + item + "\"");
+    throw std::invalid_argument("selection of " + kind + " \"" + text + "\": expected " + expected + ", found \"" +
+                                item + "\"");
   }
 
   static std::vector<std::string> Items(const std::string& kind, const std::string& text) {
@@ -370,7 +393,8 @@ class Selection {
 
   static int64_t ParseNumber(const std::string& kind, const std::string& text, const std::string& item) {
     constexpr size_t kMaxDigits = 10;
-    if (item.empty() || item.size() > kMaxDigits || item.find_first_not_of("0123456789") != item.npos) Fail(kind, text, item);
+    if (item.empty() || item.size() > kMaxDigits || item.find_first_not_of("0123456789") != item.npos)
+      Fail(kind, text, item);
     return std::strtoll(item.c_str(), nullptr, 10);
   }
 
@@ -387,7 +411,8 @@ class Selection {
   int64_t last_ = 0;  // 0: no "last:N"
 };
 
-// ---- From here on: how it works. Nothing below is meant to be called. ---------------------------------------------------------
+// ---- From here on: how it works. Nothing below is meant to be called.
+// ---------------------------------------------------------
 
 namespace detail {
 
@@ -396,7 +421,10 @@ inline size_t Utf8Length(std::string_view text, size_t i) {
   const auto byte = [&](size_t k) { return i + k < text.size() ? static_cast<unsigned char>(text[i + k]) : 0u; };
   const unsigned lead = byte(0);
   if (lead < 0x80) return 1;
-  const size_t length = lead >= 0xC2 && lead <= 0xDF ? 2 : (lead & 0xF0u) == 0xE0 ? 3 : lead >= 0xF0 && lead <= 0xF4 ? 4 : 0;
+  const size_t length = lead >= 0xC2 && lead <= 0xDF   ? 2
+                        : (lead & 0xF0u) == 0xE0       ? 3
+                        : lead >= 0xF0 && lead <= 0xF4 ? 4
+                                                       : 0;
   for (size_t k = 1; k < length; ++k) {
     if ((byte(k) & 0xC0u) != 0x80) return 0;
   }
@@ -444,7 +472,8 @@ inline std::string JsonNumbers(ListView<int64_t> list) {
   return "[" + JoinJson(list, [](int64_t value) { return std::to_string(value); }) + "]";
 }
 
-// Checks JSON that is handed in as text before it is embedded, so that no caller's typing error makes a trace unreadable.
+// Checks JSON that is handed in as text before it is embedded, so that no caller's typing error makes a trace
+// unreadable.
 class JsonScanner {
  public:
   using Members = std::vector<std::pair<std::string, std::string>>;  // key and value as raw text
@@ -547,7 +576,8 @@ class JsonScanner {
       if (!Take('+')) Take('-');
       if (!Digits()) Fail("a digit");
     }
-    if (!std::isfinite(std::strtod(std::string(text_.substr(begin, at_ - begin)).c_str(), nullptr))) Fail("a smaller number");
+    if (!std::isfinite(std::strtod(std::string(text_.substr(begin, at_ - begin)).c_str(), nullptr)))
+      Fail("a smaller number");
   }
 
   int Hex4() {
@@ -594,7 +624,8 @@ class JsonScanner {
 // The file system said no: the trace ends here.
 struct IoError : std::runtime_error {
   using std::runtime_error::runtime_error;
-  IoError(const std::string& what, int code) : std::runtime_error(what + ": " + std::generic_category().message(code)) {}
+  IoError(const std::string& what, int code)
+      : std::runtime_error(what + ": " + std::generic_category().message(code)) {}
 };
 
 class Descriptor {
@@ -637,9 +668,9 @@ inline void WriteAll(int fd, const void* data, size_t size, uint64_t offset, con
 // A tensor in the engine's memory, and which of its rows are wanted.
 struct TensorView {
   const char* data;
-  size_t element;                             // bytes
-  std::vector<int64_t> shape;                 // of what is written
-  std::vector<int64_t> strides;               // in bytes
+  size_t element;                // bytes
+  std::vector<int64_t> shape;    // of what is written
+  std::vector<int64_t> strides;  // in bytes
   size_t row_axis = 0;
   std::optional<std::vector<int32_t>> picks;  // indices along row_axis; none: all
 
@@ -652,7 +683,8 @@ struct TensorView {
   size_t OuterAxes(size_t* block) const {
     size_t axes = shape.size();
     *block = element;
-    while (axes > 0 && !(picks && axes - 1 == row_axis) && (shape[axes - 1] == 1 || strides[axes - 1] == static_cast<int64_t>(*block))) {
+    while (axes > 0 && !(picks && axes - 1 == row_axis) &&
+           (shape[axes - 1] == 1 || strides[axes - 1] == static_cast<int64_t>(*block))) {
       *block *= static_cast<size_t>(shape[--axes]);
     }
     return axes;
@@ -731,8 +763,8 @@ class Packer {
 
 constexpr size_t kPage = 4096;  // a write within one page is whole or not there
 
-// A safetensors file that grows by whole tensors: a region of blanks for the header stands in front, data are appended, and then one
-// write within one page makes the tensor known.
+// A safetensors file that grows by whole tensors: a region of blanks for the header stands in front, data are appended,
+// and then one write within one page makes the tensor known.
 class StepFile {
  public:
   static constexpr size_t kMinRegion = 2 * kPage;  // any entry fits
@@ -772,10 +804,11 @@ class StepFile {
   // False when the header region is full. Throws IoError with nothing added.
   bool Add(const std::string& name, DType dtype, const TensorView& view) {
     const size_t bytes = view.Bytes();
-    const std::string entry = "," + JsonString(name) + ":{\"dtype\":\"" + DTypeName(dtype) + "\",\"shape\":" +
-                              JsonNumbers(view.shape) + ",\"data_offsets\":[" + std::to_string(data_) + "," +
-                              std::to_string(data_ + bytes) + "]}";
-    if (entry.size() > kMaxEntry) throw std::runtime_error("tensor name of " + std::to_string(name.size()) + " bytes is too long");
+    const std::string entry = "," + JsonString(name) + ":{\"dtype\":\"" + DTypeName(dtype) +
+                              "\",\"shape\":" + JsonNumbers(view.shape) + ",\"data_offsets\":[" +
+                              std::to_string(data_) + "," + std::to_string(data_ + bytes) + "]}";
+    if (entry.size() > kMaxEntry)
+      throw std::runtime_error("tensor name of " + std::to_string(name.size()) + " bytes is too long");
     size_t at = entry_at_;
     if (at / kPage != (at + entry.size() - 1) / kPage) at = (at / kPage + 1) * kPage;
     if (at + entry.size() > region_ - 1) return false;
@@ -784,7 +817,8 @@ class StepFile {
       WriteAll(fd_.get(), entry.data(), entry.size(), at, path_);
     } catch (const IoError&) {
       // Gives the disk its room back; where even that fails, readers ignore the tail.
-      if (ftruncate(fd_.get(), static_cast<off_t>(region_ + data_)) != 0) {}
+      if (ftruncate(fd_.get(), static_cast<off_t>(region_ + data_)) != 0) {
+      }
       throw;
     }
     entry_at_ = at + entry.size();
@@ -897,14 +931,13 @@ class OpenStep {
 
   TraceFile& trace() { return *trace_; }
   StepFile& file() { return *file_; }
-  bool Wants(std::string_view name) const {
-    return trace_->active() && trace_->selection().WantsPoint(name);
-  }
+  bool Wants(std::string_view name) const { return trace_->active() && trace_->selection().WantsPoint(name); }
 
   // positions, sequences and input_ids.
   void AddTokens(const std::string& name, const int32_t* values) {
     names_.insert(name);
-    Add(name, DType::kI32, {reinterpret_cast<const char*>(values), sizeof(int32_t), {num_tokens_}, {sizeof(int32_t)}, 0, {}});
+    Add(name, DType::kI32,
+        {reinterpret_cast<const char*>(values), sizeof(int32_t), {num_tokens_}, {sizeof(int32_t)}, 0, {}});
   }
   void SelectRows(const int32_t* positions, const int32_t* sequences) {
     const Selection& selection = trace_->selection();
@@ -925,7 +958,8 @@ class OpenStep {
       view.row_axis = trace_->TokenAxis(name);
       const std::vector<int32_t> tokens = PickRows(&view, rows);
       std::vector<int32_t> key_rows = keys ? PickKeys(view, *keys) : std::vector<int32_t>();
-      if (!names_.insert(std::string(name)).second) throw std::runtime_error("recorded twice; a name can be recorded once a step");
+      if (!names_.insert(std::string(name)).second)
+        throw std::runtime_error("recorded twice; a name can be recorded once a step");
       // What explains a tensor is written before it: a tensor that is there can be understood.
       if (rows || view.picks) AddNumbers("rows:" + std::string(name), tokens, {static_cast<int64_t>(tokens.size())});
       if (keys) AddNumbers("keys:" + std::string(name), key_rows, {view.shape[view.row_axis], view.shape.back()});
@@ -933,8 +967,9 @@ class OpenStep {
     } catch (const IoError&) {
       throw;  // names the file
     } catch (const std::exception& error) {
-      throw std::runtime_error("step " + std::to_string(index_) + (rank_ != 0 ? ", rank " + std::to_string(rank_) : "") + ": " +
-                               std::string(name) + ": " + error.what());
+      throw std::runtime_error("step " + std::to_string(index_) +
+                               (rank_ != 0 ? ", rank " + std::to_string(rank_) : "") + ": " + std::string(name) + ": " +
+                               error.what());
     }
   }
 
@@ -961,7 +996,8 @@ class OpenStep {
     constexpr size_t kMaxAxes = 16;
     if (shape.size() > kMaxAxes) throw std::runtime_error("more than 16 axes");
     if (!strides.empty() && strides.size() != shape.size()) {
-      throw std::runtime_error(std::to_string(strides.size()) + " strides for a shape of " + std::to_string(shape.size()) + " axes");
+      throw std::runtime_error(std::to_string(strides.size()) + " strides for a shape of " +
+                               std::to_string(shape.size()) + " axes");
     }
     TensorView view{static_cast<const char*>(data), DTypeSize(dtype), {shape.begin(), shape.end()}, {}, 0, {}};
     view.strides.resize(shape.size());
@@ -987,16 +1023,18 @@ class OpenStep {
                                std::to_string(view->row_axis) + ", found shape " + JsonNumbers(shape) +
                                (given ? "" : "; RecordRows is for tensors that hold only some of the tokens"));
     }
-    if (expected > 0 && view->Bytes() == 0) throw std::runtime_error("rows without elements: shape " + JsonNumbers(shape));
+    if (expected > 0 && view->Bytes() == 0)
+      throw std::runtime_error("rows without elements: shape " + JsonNumbers(shape));
     std::vector<int32_t> tokens, picks;
     std::set<int32_t> seen;
     for (int32_t i = 0; i < static_cast<int32_t>(expected); ++i) {
       const int32_t token = given ? (*given)[static_cast<size_t>(i)] : i;
       if (token < 0 || token >= num_tokens_) {
-        throw std::runtime_error("row " + std::to_string(i) + " belongs to token " + std::to_string(token) + ", expected 0 to " +
-                                 std::to_string(num_tokens_ - 1));
+        throw std::runtime_error("row " + std::to_string(i) + " belongs to token " + std::to_string(token) +
+                                 ", expected 0 to " + std::to_string(num_tokens_ - 1));
       }
-      if (given && !seen.insert(token).second) throw std::runtime_error("token " + std::to_string(token) + " has two rows");
+      if (given && !seen.insert(token).second)
+        throw std::runtime_error("token " + std::to_string(token) + " has two rows");
       if (rows_ && !std::binary_search(rows_->begin(), rows_->end(), token)) continue;
       tokens.push_back(token);
       picks.push_back(i);
@@ -1015,7 +1053,8 @@ class OpenStep {
     size_t last_row = rows;
     if (view.picks) last_row = view.picks->empty() ? 0 : static_cast<size_t>(view.picks->back()) + 1;
     if (view.shape.size() < 2 || (view.picks ? keys.size() < last_row * width : keys.size() != rows * width)) {
-      throw std::runtime_error("expected keys for each row and each extent of the last axis, found " + std::to_string(keys.size()));
+      throw std::runtime_error("expected keys for each row and each extent of the last axis, found " +
+                               std::to_string(keys.size()));
     }
     std::vector<int32_t> out;
     for (size_t r = 0; r < rows; ++r) {
@@ -1083,30 +1122,40 @@ inline void TraceFile::CheckInfo() {
   members("config_json", info_.config_json);
   members("overrides_json", info_.overrides_json);
   for (const auto& [key, value] : members("extra_json", info_.extra_json)) {
-    for (const char* own : {"format", "version", "producer", "model", "arithmetic", "points", "not_observable", "selection", "weights",
-                            "tensors", "rank", "errors", "closed", "steps"}) {
-      if (key == own) throw std::runtime_error("TraceInfo::extra_json: \"" + key + "\" has a field of its own in TraceInfo, or is not yours");
+    for (const char* own : {"format", "version", "producer", "model", "arithmetic", "points", "not_observable",
+                            "selection", "weights", "tensors", "rank", "errors", "closed", "steps"}) {
+      if (key == own)
+        throw std::runtime_error("TraceInfo::extra_json: \"" + key +
+                                 "\" has a field of its own in TraceInfo, or is not yours");
     }
     extra_ += ",\n\"" + key + "\":" + value;
   }
 }
 
-// Puts our trace.json in the place of an older one, and only then removes the older one's steps: a kill in between leaves a trace.
+// Puts our trace.json in the place of an older one, and only then removes the older one's steps: a kill in between
+// leaves a trace.
 inline void TraceFile::TakeOver() {
-  const auto starts = [](const std::string& name, std::string_view with) { return name.compare(0, with.size(), with) == 0; };
+  const auto starts = [](const std::string& name, std::string_view with) {
+    return name.compare(0, with.size(), with) == 0;
+  };
   const auto temporary = [&](const std::string& name) {
-    return name.size() > 4 && name.substr(name.size() - 4) == ".tmp" && (starts(name, "trace.json") || starts(name, "step-"));
+    return name.size() > 4 && name.substr(name.size() - 4) == ".tmp" &&
+           (starts(name, "trace.json") || starts(name, "step-"));
   };
   const std::vector<std::string> names = List();
   if (std::find(names.begin(), names.end(), "trace.json") != names.end()) {
     bool trace = false;
     try {
-      for (const auto& [key, value] : JsonScanner::Parse(ReadOld())) trace |= key == "format" && value == "\"lockstep-trace\"";
+      for (const auto& [key, value] : JsonScanner::Parse(ReadOld()))
+        trace |= key == "format" && value == "\"lockstep-trace\"";
     } catch (const std::invalid_argument&) {
     }
-    if (!trace) throw std::runtime_error(path_ + ": expected a Lockstep trace to replace, found another trace.json; choose another path");
+    if (!trace)
+      throw std::runtime_error(path_ +
+                               ": expected a Lockstep trace to replace, found another trace.json; choose another path");
   } else if (!std::all_of(names.begin(), names.end(), temporary)) {
-    throw std::runtime_error(path_ + ": expected an empty directory or a Lockstep trace, found other files; choose another path");
+    throw std::runtime_error(
+        path_ + ": expected an empty directory or a Lockstep trace, found other files; choose another path");
   }
   const std::lock_guard<std::mutex> lock(mutex_);
   WriteText(false);
@@ -1172,7 +1221,8 @@ inline void TraceFile::Keep(const std::string& message) {
   }
 }
 
-inline void TraceFile::SetWeight(const std::string& name, DType dtype, ListView<int64_t> shape, const std::string& hash) {
+inline void TraceFile::SetWeight(const std::string& name, DType dtype, ListView<int64_t> shape,
+                                 const std::string& hash) {
   if (hash.size() != 16 || hash.find_first_not_of("0123456789abcdef") != hash.npos) {
     throw std::runtime_error("weight " + name + ": expected a hash of 16 hex digits, found \"" + hash + "\"");
   }
@@ -1191,8 +1241,9 @@ inline size_t TraceFile::TokenAxis(std::string_view name) const {
   return found == best->axes.end() ? 0 : static_cast<size_t>(found - best->axes.begin());
 }
 
-inline std::shared_ptr<OpenStep> TraceFile::BeginStep(const int32_t* input_ids, const int32_t* positions, const int32_t* sequences,
-                                                      int64_t num_tokens, Phase phase, int rank) {
+inline std::shared_ptr<OpenStep> TraceFile::BeginStep(const int32_t* input_ids, const int32_t* positions,
+                                                      const int32_t* sequences, int64_t num_tokens, Phase phase,
+                                                      int rank) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!active_) return nullptr;
   if (rank < 0) rank = info_.rank;
@@ -1201,9 +1252,11 @@ inline std::shared_ptr<OpenStep> TraceFile::BeginStep(const int32_t* input_ids, 
   if (num_tokens < 0 || num_tokens > std::numeric_limits<int32_t>::max()) {
     throw std::runtime_error(what + "expected 0 tokens or more, found " + std::to_string(num_tokens));
   }
-  if (positions == nullptr && num_tokens > 0) throw std::runtime_error(what + "positions are obligatory, found a null pointer");
+  if (positions == nullptr && num_tokens > 0)
+    throw std::runtime_error(what + "positions are obligatory, found a null pointer");
   if (index < steps_.size() && steps_[index].phase != phase) {
-    throw std::runtime_error(what + "rank " + std::to_string(rank) + " calls it prefill where another rank calls it decode, or the reverse");
+    throw std::runtime_error(what + "rank " + std::to_string(rank) +
+                             " calls it prefill where another rank calls it decode, or the reverse");
   }
   const std::vector<int32_t> zeros(sequences == nullptr ? static_cast<size_t>(num_tokens) : 0);
   if (sequences == nullptr) sequences = zeros.data();
@@ -1252,7 +1305,8 @@ inline std::string TraceFile::StepName(size_t step, int rank, int file) const {
 
 // Room for the entries of what was promised; what is recorded beyond that goes into further files.
 inline size_t TraceFile::RegionSize(bool selected) const {
-  constexpr size_t kEntry = 112;  // dtype, shape, offsets and punctuation of an ordinary entry, and its share of the gaps
+  constexpr size_t kEntry =
+      112;  // dtype, shape, offsets and punctuation of an ordinary entry, and its share of the gaps
   constexpr size_t kUnknown = 16 * kPage;
   constexpr size_t kMost = 4096 * kPage;
   if (!selected) return StepFile::kMinRegion;
@@ -1266,41 +1320,50 @@ inline size_t TraceFile::RegionSize(bool selected) const {
 
 inline std::string TraceFile::ArithmeticText() const {
   return std::string("{\"storage\":\"") + DTypeName(info_.storage) + "\",\"operands\":\"" +
-         DTypeName(info_.operands.value_or(info_.storage)) + "\",\"accumulate\":\"" + DTypeName(info_.accumulate) + "\",\"cache\":\"" +
-         DTypeName(info_.cache.value_or(info_.storage)) + "\"" +
+         DTypeName(info_.operands.value_or(info_.storage)) + "\",\"accumulate\":\"" + DTypeName(info_.accumulate) +
+         "\",\"cache\":\"" + DTypeName(info_.cache.value_or(info_.storage)) + "\"" +
          (info_.overrides_json.empty() ? "" : ",\"overrides\":" + info_.overrides_json) + "}";
 }
 
 inline std::string TraceFile::TensorsText() const {
-  return "{" + JoinJson(info_.tensors, [](const TensorLayout& t) {
-    std::vector<std::string> members;
-    if (!t.axes.empty()) members.push_back("\"axes\":" + JsonStrings(t.axes));
-    if (!t.layout.empty()) members.push_back("\"layout\":" + JsonString(t.layout));
-    if (!t.shard_axis.empty()) {
-      members.push_back("\"shard\":{\"axis\":" + JsonString(t.shard_axis) +
-                        (t.shard_index >= 0 ? ",\"index\":" + std::to_string(t.shard_index) : "") +
-                        ",\"count\":" + std::to_string(t.shard_count) + "}");
-    }
-    if (t.partial) members.push_back("\"partial\":true");
-    return JsonString(t.pattern) + ":{" + JoinJson(members, [](const std::string& text) { return text; }) + "}";
-  }) + "}";
+  return "{" +
+         JoinJson(info_.tensors,
+                  [](const TensorLayout& t) {
+                    std::vector<std::string> members;
+                    if (!t.axes.empty()) members.push_back("\"axes\":" + JsonStrings(t.axes));
+                    if (!t.layout.empty()) members.push_back("\"layout\":" + JsonString(t.layout));
+                    if (!t.shard_axis.empty()) {
+                      members.push_back("\"shard\":{\"axis\":" + JsonString(t.shard_axis) +
+                                        (t.shard_index >= 0 ? ",\"index\":" + std::to_string(t.shard_index) : "") +
+                                        ",\"count\":" + std::to_string(t.shard_count) + "}");
+                    }
+                    if (t.partial) members.push_back("\"partial\":true");
+                    return JsonString(t.pattern) + ":{" +
+                           JoinJson(members, [](const std::string& text) { return text; }) + "}";
+                  }) +
+         "}";
 }
 
 inline std::string TraceFile::Text(bool closed) const {
   const auto step = [](const StepRecord& record) {
-    return std::string("\n{\"phase\":\"") + (record.phase == Phase::kPrefill ? "prefill" : "decode") + "\",\"files\":[" +
-           JoinJson(record.files, [](const auto& file) {
-             return "{\"file\":" + JsonString(file.first) + ",\"rank\":" + std::to_string(file.second) + "}";
-           }) + "]}";
+    return std::string("\n{\"phase\":\"") + (record.phase == Phase::kPrefill ? "prefill" : "decode") +
+           "\",\"files\":[" +
+           JoinJson(record.files,
+                    [](const auto& file) {
+                      return "{\"file\":" + JsonString(file.first) + ",\"rank\":" + std::to_string(file.second) + "}";
+                    }) +
+           "]}";
   };
   const auto weight = [](const auto& entry) { return "\n" + entry.first + ":" + entry.second; };
   return "{\n\"format\":\"lockstep-trace\",\n\"version\":1,\n\"producer\":{\"name\":" + JsonString(info_.producer) +
-         ",\"version\":" + JsonString(info_.producer_version) + "},\n\"model\":{\"type\":" + JsonString(info_.model_type) +
-         ",\"config\":" + info_.config_json + "},\n\"arithmetic\":" + ArithmeticText() + ",\n\"points\":" + JsonStrings(info_.points) +
-         ",\n\"not_observable\":" + JsonStrings(info_.not_observable) + ",\n\"selection\":{\"points\":" +
-         JsonString(info_.select_points) + ",\"layers\":" + JsonString(info_.select_layers) + ",\"steps\":" +
-         JsonString(info_.select_steps) + ",\"rows\":" + JsonString(info_.select_rows) + "},\n\"weights\":{" +
-         JoinJson(weights_, weight) + "},\n\"tensors\":" + TensorsText() + ",\n\"rank\":" + std::to_string(info_.rank) +
+         ",\"version\":" + JsonString(info_.producer_version) +
+         "},\n\"model\":{\"type\":" + JsonString(info_.model_type) + ",\"config\":" + info_.config_json +
+         "},\n\"arithmetic\":" + ArithmeticText() + ",\n\"points\":" + JsonStrings(info_.points) +
+         ",\n\"not_observable\":" + JsonStrings(info_.not_observable) +
+         ",\n\"selection\":{\"points\":" + JsonString(info_.select_points) +
+         ",\"layers\":" + JsonString(info_.select_layers) + ",\"steps\":" + JsonString(info_.select_steps) +
+         ",\"rows\":" + JsonString(info_.select_rows) + "},\n\"weights\":{" + JoinJson(weights_, weight) +
+         "},\n\"tensors\":" + TensorsText() + ",\n\"rank\":" + std::to_string(info_.rank) +
          ",\n\"errors\":" + JsonStrings(errors_) + ",\n\"closed\":" + (closed ? "true" : "false") + ",\n\"steps\":[" +
          JoinJson(steps_, step) + "]" + extra_ + "\n}\n";
 }
@@ -1315,7 +1378,8 @@ inline void TraceFile::WriteText(bool closed) const {
     WriteAll(fd.get(), text.data(), text.size(), 0, path);
     const int code = fd.Close();
     if (code != 0) throw IoError(path + ": cannot be written", code);
-    if (renameat(directory_.get(), temporary, directory_.get(), "trace.json") != 0) throw IoError(path + ": cannot be replaced", errno);
+    if (renameat(directory_.get(), temporary, directory_.get(), "trace.json") != 0)
+      throw IoError(path + ": cannot be replaced", errno);
   } catch (const IoError&) {
     unlinkat(directory_.get(), temporary, 0);
     throw;
@@ -1341,8 +1405,8 @@ inline Step::~Step() {
 
 inline bool Step::WantsImpl(std::string_view name) const { return step_->Wants(name); }
 
-inline void Step::RecordImpl(std::string_view name, const void* data, DType dtype, ListView<int64_t> shape, ListView<int64_t> strides,
-                             const ListView<int32_t>* rows, const ListView<int32_t>* keys) {
+inline void Step::RecordImpl(std::string_view name, const void* data, DType dtype, ListView<int64_t> shape,
+                             ListView<int64_t> strides, const ListView<int32_t>* rows, const ListView<int32_t>* keys) {
   step_->trace().Guard([&] { step_->Record(name, data, dtype, shape, strides, rows, keys); });
 }
 
@@ -1350,7 +1414,8 @@ inline void Step::EndImpl() {
   step_->trace().Guard([&] { step_->End(); });
 }
 
-inline Trace::Trace(const std::string& path, const TraceInfo& info) : trace_(std::make_shared<detail::TraceFile>(path, info)) {
+inline Trace::Trace(const std::string& path, const TraceInfo& info)
+    : trace_(std::make_shared<detail::TraceFile>(path, info)) {
   trace_->Guard([&] { trace_->Open(); });
 }
 
@@ -1371,16 +1436,19 @@ inline Trace::~Trace() {
 
 inline bool Trace::ActiveImpl() const { return trace_->active(); }
 
-inline bool Trace::WantsImpl(std::string_view name) const { return trace_->active() && trace_->selection().WantsPoint(name); }
+inline bool Trace::WantsImpl(std::string_view name) const {
+  return trace_->active() && trace_->selection().WantsPoint(name);
+}
 
-inline Step Trace::BeginImpl(const int32_t* input_ids, const int32_t* positions, const int32_t* sequences, int64_t num_tokens,
-                             Phase phase, int rank) {
+inline Step Trace::BeginImpl(const int32_t* input_ids, const int32_t* positions, const int32_t* sequences,
+                             int64_t num_tokens, Phase phase, int rank) {
   std::shared_ptr<detail::OpenStep> step;
   trace_->Guard([&] { step = trace_->BeginStep(input_ids, positions, sequences, num_tokens, phase, rank); });
   return Step(std::move(step));
 }
 
-inline void Trace::SetWeightImpl(const std::string& name, DType dtype, ListView<int64_t> shape, const std::string& hash) {
+inline void Trace::SetWeightImpl(const std::string& name, DType dtype, ListView<int64_t> shape,
+                                 const std::string& hash) {
   trace_->Guard([&] { trace_->SetWeight(name, dtype, shape, hash); });
 }
 

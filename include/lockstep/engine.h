@@ -92,6 +92,9 @@ class Model {
   std::unique_ptr<Impl> impl_;
 };
 
+// Throws Error for an id that is not one of the model's.
+void CheckTokens(const Config& config, std::span<const int32_t> tokens);
+
 struct Logits {
   std::vector<int32_t> rows;  // [R] indices into the batch's tokens
   int64_t vocab = 0;

@@ -19,7 +19,8 @@ double SlowValue(uint32_t bits, int fraction_bits, int bias) {
   const int exponent = static_cast<int>(bits >> fraction_bits) & ((1 << exponent_bits) - 1);
   const double fraction = bits & ((1u << fraction_bits) - 1);
   const double sign = bits & 0x8000u ? -1 : 1;
-  if (exponent == (1 << exponent_bits) - 1) return fraction ? std::nan("") : sign * std::numeric_limits<double>::infinity();
+  if (exponent == (1 << exponent_bits) - 1)
+    return fraction ? std::nan("") : sign * std::numeric_limits<double>::infinity();
   if (exponent == 0) return sign * std::ldexp(fraction, 1 - bias - fraction_bits);
   return sign * std::ldexp(1 + std::ldexp(fraction, -fraction_bits), exponent - bias);
 }

@@ -22,7 +22,8 @@ J Parse(std::string_view text, const std::string& what, const OnDuplicate& on_du
     if (event == Event::object_end) keys.pop_back();
     if (event == Event::key && !keys.back().insert(value.template get<std::string>()).second) {
       const auto key = value.template get<std::string>();
-      if (keys.size() > 1 || !on_duplicate) throw Error(what + ": key \"" + key.substr(0, 200) + "\" stands twice in one object");
+      if (keys.size() > 1 || !on_duplicate)
+        throw Error(what + ": key \"" + key.substr(0, 200) + "\" stands twice in one object");
       on_duplicate(key);
     }
     return true;

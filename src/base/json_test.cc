@@ -59,7 +59,8 @@ TEST(ParseJson, TellsDuplicatesOfTheTopLevelWhereAsked) {
 }
 
 TEST(ParseJson, RefusesWhatIsNotJson) {
-  for (const char* text : {"", "{", "{\"a\":}", "[1,]", "nul", "1 2", "{\"a\":1}x", "\"\xFF\"", "[\"\\ud800\"]", "1e999", "// c\n1"}) {
+  for (const char* text :
+       {"", "{", "{\"a\":}", "[1,]", "nul", "1 2", "{\"a\":1}x", "\"\xFF\"", "[\"\\ud800\"]", "1e999", "// c\n1"}) {
     EXPECT_THAT(ErrorOf(text), StartsWith("x.json: expected valid JSON")) << text;
   }
 }

@@ -30,7 +30,7 @@ class Descriptor {
 };
 
 size_t RegularFileSize(int fd, const std::string& path) {
-  struct stat info{};
+  struct stat info {};
   if (fstat(fd, &info) != 0) throw Error(path + ": cannot be read: " + std::strerror(errno));
   if (!S_ISREG(info.st_mode)) throw Error(path + ": expected a regular file, found something else");
   return static_cast<size_t>(info.st_size);
@@ -73,7 +73,8 @@ std::string ReadTextFile(const std::string& path, size_t max_bytes) {
   const MappedFile file(path);
   const std::span<const std::byte> bytes = file.bytes();
   if (bytes.size() > max_bytes) {
-    throw Error(path + ": expected at most " + std::to_string(max_bytes) + " bytes, found " + std::to_string(bytes.size()));
+    throw Error(path + ": expected at most " + std::to_string(max_bytes) + " bytes, found " +
+                std::to_string(bytes.size()));
   }
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }

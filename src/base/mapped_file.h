@@ -10,7 +10,8 @@ namespace lockstep {
 class MappedFile {
  public:
   MappedFile() = default;
-  // Throws Error when the file cannot be opened, is not a regular file, or cannot be mapped. An empty file maps to an empty span.
+  // Throws Error when the file cannot be opened, is not a regular file, or cannot be mapped. An empty file maps to an
+  // empty span.
   explicit MappedFile(const std::string& path);
   ~MappedFile();
   MappedFile(MappedFile&& other) noexcept;

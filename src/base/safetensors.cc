@@ -57,8 +57,8 @@ std::vector<int64_t> ParseShape(const SortedJson& entry, const std::string& what
 }
 
 // One header entry, its range checked against the `available` bytes of data.
-StoredTensor ParseEntry(const std::string& name, const SortedJson& entry, const std::string& path, const std::byte* data,
-                        size_t available) {
+StoredTensor ParseEntry(const std::string& name, const SortedJson& entry, const std::string& path,
+                        const std::byte* data, size_t available) {
   const std::string what = path + ": tensor " + Shortened(name);
   if (!entry.is_object()) throw Error(what + ": expected an object with dtype, shape and data_offsets");
   const auto dtype = entry.find("dtype");
@@ -95,7 +95,8 @@ void CheckContiguous(const std::string& path, const std::vector<StoredTensor>& t
   const std::byte* expected = data;
   for (const StoredTensor& tensor : tensors) {
     if (tensor.data != expected) {
-      Fail(path, "tensor " + Shortened(tensor.name) + (tensor.data < expected ? " overlaps the one before it" : " leaves a hole before it") +
+      Fail(path, "tensor " + Shortened(tensor.name) +
+                     (tensor.data < expected ? " overlaps the one before it" : " leaves a hole before it") +
                      ": expected its data at offset " + std::to_string(expected - data) + ", found " +
                      std::to_string(tensor.data - data));
     }
@@ -155,7 +156,8 @@ SafetensorsFile OpenSafetensors(const std::string& path, bool allow_tail) {
     result.indexed_bytes = static_cast<size_t>(last.data + last.bytes - bytes.data());
   }
   if (!allow_tail && result.indexed_bytes != bytes.size()) {
-    Fail(path, std::to_string(bytes.size() - result.indexed_bytes) + " bytes after the last tensor belong to no tensor");
+    Fail(path,
+         std::to_string(bytes.size() - result.indexed_bytes) + " bytes after the last tensor belong to no tensor");
   }
   return result;
 }

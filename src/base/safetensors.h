@@ -1,5 +1,5 @@
-// The safetensors container, for checkpoints and for the step files of traces. Everything is validated before a tensor is handed out:
-// header length, JSON depth, dtypes, shapes (overflow), offsets (range, overlap, holes).
+// The safetensors container, for checkpoints and for the step files of traces. Everything is validated before a tensor
+// is handed out: header length, JSON depth, dtypes, shapes (overflow), offsets (range, overlap, holes).
 #pragma once
 
 #include <cstddef>
@@ -24,9 +24,9 @@ struct StoredTensor {
 
 struct SafetensorsFile {
   std::shared_ptr<const MappedFile> file;
-  std::vector<StoredTensor> tensors;       // in the order of their offsets; names are unique
-  std::vector<std::string> duplicates;     // names that stood in the header more than once; the last one was kept
-  size_t indexed_bytes = 0;                // length of the file up to the end of the last tensor
+  std::vector<StoredTensor> tensors;    // in the order of their offsets; names are unique
+  std::vector<std::string> duplicates;  // names that stood in the header more than once; the last one was kept
+  size_t indexed_bytes = 0;             // length of the file up to the end of the last tensor
 };
 
 // Maps and validates. Bytes after the last tensor are an Error, unless `allow_tail` (a trace whose writer was killed).

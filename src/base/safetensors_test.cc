@@ -45,13 +45,14 @@ class SafetensorsTest : public testing::Test {
   std::string path_;
 };
 
-std::string Entry(const std::string& name, const std::string& dtype, const std::string& shape, const std::string& offsets) {
+std::string Entry(const std::string& name, const std::string& dtype, const std::string& shape,
+                  const std::string& offsets) {
   return "\"" + name + "\":{\"dtype\":\"" + dtype + "\",\"shape\":" + shape + ",\"data_offsets\":" + offsets + "}";
 }
 
 TEST_F(SafetensorsTest, ReadsTensorsInTheOrderOfTheirData) {
-  Write("{\"__metadata__\":{\"a\":\"b\"}," + Entry("z", "U8", "[2,2]", "[0,4]") + "," + Entry("a", "F32", "[]", "[4,8]") + "," +
-            Entry("empty", "I64", "[0,5]", "[4,4]") + "}   ",
+  Write("{\"__metadata__\":{\"a\":\"b\"}," + Entry("z", "U8", "[2,2]", "[0,4]") + "," +
+            Entry("a", "F32", "[]", "[4,8]") + "," + Entry("empty", "I64", "[0,5]", "[4,4]") + "}   ",
         "abcd0000");
   const SafetensorsFile file = OpenSafetensors(path_);
   ASSERT_EQ(file.tensors.size(), 3u);
@@ -73,7 +74,8 @@ TEST_F(SafetensorsTest, TailsAndDuplicatesAreForTraces) {
   const std::string one = Entry("a", "U8", "[2]", "[0,2]");
   EXPECT_THAT(ErrorOf("{" + one + "}", "abXYZ"), HasSubstr("3 bytes after the last tensor"));
   EXPECT_EQ(OpenSafetensors(path_, true).indexed_bytes + 3, std::filesystem::file_size(path_));
-  EXPECT_THAT(ErrorOf("{" + one + "," + Entry("a", "U8", "[1]", "[2,3]") + "}", "abc"), HasSubstr("\"a\" stands twice"));
+  EXPECT_THAT(ErrorOf("{" + one + "," + Entry("a", "U8", "[1]", "[2,3]") + "}", "abc"),
+              HasSubstr("\"a\" stands twice"));
   const SafetensorsFile file = OpenSafetensors(path_, true);
   EXPECT_THAT(file.duplicates, ElementsAre("a"));
   ASSERT_EQ(file.tensors.size(), 1u);
@@ -81,7 +83,9 @@ TEST_F(SafetensorsTest, TailsAndDuplicatesAreForTraces) {
 }
 
 TEST_F(SafetensorsTest, NamesWhatIsWrong) {
-  const auto error = [&](const std::string& entries, const std::string& data) { return ErrorOf("{" + entries + "}", data); };
+  const auto error = [&](const std::string& entries, const std::string& data) {
+    return ErrorOf("{" + entries + "}", data);
+  };
   EXPECT_THAT(error(Entry("a", "F33", "[1]", "[0,4]"), "1234"), HasSubstr("tensor a: unknown dtype \"F33\""));
   EXPECT_THAT(error("\"a\":{\"shape\":[1],\"data_offsets\":[0,4]}", "1234"), HasSubstr("unknown dtype (none)"));
   EXPECT_THAT(error("\"a\":{\"dtype\":7,\"shape\":[1],\"data_offsets\":[0,4]}", "1234"), HasSubstr("unknown dtype 7"));
@@ -90,7 +94,8 @@ TEST_F(SafetensorsTest, NamesWhatIsWrong) {
   EXPECT_THAT(error(Entry("a", "F32", "[1.0]", "[0,4]"), "1234"), HasSubstr("expected sizes from 0"));
   EXPECT_THAT(error(Entry("a", "F32", "[18446744073709551615]", "[0,4]"), "1234"), HasSubstr("expected sizes from 0"));
   EXPECT_THAT(error(Entry("a", "F32", "7", "[0,4]"), "1234"), HasSubstr("expected \"shape\""));
-  EXPECT_THAT(error(Entry("a", "F32", "[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]", "[0,4]"), "1234"), HasSubstr("expected \"shape\""));
+  EXPECT_THAT(error(Entry("a", "F32", "[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]", "[0,4]"), "1234"),
+              HasSubstr("expected \"shape\""));
   EXPECT_THAT(error(Entry("a", "F32", "[1]", "[0]"), "1234"), HasSubstr("two offsets"));
   EXPECT_THAT(error(Entry("a", "F32", "[1]", "[0,4,8]"), "1234"), HasSubstr("two offsets"));
   EXPECT_THAT(error(Entry("a", "F32", "[1]", "[-4,0]"), "1234"), HasSubstr("two offsets"));
@@ -101,9 +106,12 @@ TEST_F(SafetensorsTest, NamesWhatIsWrong) {
   EXPECT_THAT(error(Entry("a", "U8", "[4294967296,4294967296]", "[0,0]"), ""), HasSubstr("does not take"));
   EXPECT_THAT(error(Entry("a", "F32", "[4611686018427387905]", "[0,4]"), "1234"), HasSubstr("does not take"));
   EXPECT_THAT(error(Entry("a", "U8", "[0,4294967296,4294967296]", "[0,0]"), ""), HasSubstr("does not take"));
-  EXPECT_THAT(error(Entry("a", "U8", "[2]", "[0,2]") + "," + Entry("b", "U8", "[2]", "[1,3]"), "abc"), HasSubstr("overlaps"));
-  EXPECT_THAT(error(Entry("a", "U8", "[2]", "[0,2]") + "," + Entry("b", "U8", "[2]", "[0,2]"), "ab"), HasSubstr("overlaps"));
-  EXPECT_THAT(error(Entry("a", "U8", "[2]", "[0,2]") + "," + Entry("b", "U8", "[1]", "[3,4]"), "abcd"), HasSubstr("leaves a hole"));
+  EXPECT_THAT(error(Entry("a", "U8", "[2]", "[0,2]") + "," + Entry("b", "U8", "[2]", "[1,3]"), "abc"),
+              HasSubstr("overlaps"));
+  EXPECT_THAT(error(Entry("a", "U8", "[2]", "[0,2]") + "," + Entry("b", "U8", "[2]", "[0,2]"), "ab"),
+              HasSubstr("overlaps"));
+  EXPECT_THAT(error(Entry("a", "U8", "[2]", "[0,2]") + "," + Entry("b", "U8", "[1]", "[3,4]"), "abcd"),
+              HasSubstr("leaves a hole"));
   EXPECT_THAT(error(Entry("a", "U8", "[1]", "[1,2]"), "ab"), HasSubstr("leaves a hole"));
   EXPECT_THAT(ErrorOf("[]", ""), HasSubstr("expected a JSON object"));
   EXPECT_THAT(ErrorOf("", ""), HasSubstr("expected valid JSON"));
@@ -124,7 +132,8 @@ TEST_F(SafetensorsTest, NamesFilesThatAreNone) {
 
 // Whatever is changed, the answer is an Error or tensors that lie within the file.
 TEST_F(SafetensorsTest, SurvivesEveryByteAndEveryLength) {
-  const std::string good = File("{" + Entry("ab", "BF16", "[2,1]", "[0,4]") + "," + Entry("c", "U8", "[3]", "[4,7]") + "}", "1234567");
+  const std::string good =
+      File("{" + Entry("ab", "BF16", "[2,1]", "[0,4]") + "," + Entry("c", "U8", "[3]", "[4,7]") + "}", "1234567");
   size_t valid = 0, tried = 0;
   const auto probe = [&] {
     for (const bool allow_tail : {false, true}) {
@@ -147,7 +156,8 @@ TEST_F(SafetensorsTest, SurvivesEveryByteAndEveryLength) {
     probe();
   }
   Write(good);
-  std::fstream file(path_, std::ios::binary | std::ios::in | std::ios::out);  // in place: a new file each time takes minutes
+  std::fstream file(path_,
+                    std::ios::binary | std::ios::in | std::ios::out);  // in place: a new file each time takes minutes
   const auto put = [&](size_t at, char value) { file.seekp(static_cast<std::streamoff>(at)).put(value).flush(); };
   for (size_t at = 0; at < good.size(); ++at) {
     for (int value = 0; value < 256; ++value) {

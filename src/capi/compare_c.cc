@@ -35,6 +35,7 @@ const char* lockstep_last_error(void) { return lockstep::LastError().c_str(); }
 void lockstep_string_free(char* text) { std::free(text); }
 
 int lockstep_compare(const char* reference_trace, const char* candidate_trace, double atol, double rtol, char** json) {
+  if (json != nullptr) *json = nullptr;
   return lockstep::Guarded([&] {
     if (reference_trace == nullptr || candidate_trace == nullptr) {
       throw lockstep::Error("lockstep_compare: expected two paths of traces, found NULL");

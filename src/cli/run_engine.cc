@@ -81,11 +81,19 @@ struct Call {
 
 class Runner {
  public:
-  Runner(const EngineRun& run, const Model& model, Tap* tap)
-      : run_(run), hidden_(static_cast<size_t>(model.config().hidden_size)), tap_(tap),
-        session_(model, static_cast<int>(run.sequences.size()), Capacity(run)), next_(run.sequences.size()) {}
+  // Throws Error for sequences that cannot be run, before anything is written.
+  Runner(const EngineRun& run, const Model& model)
+      : run_(run), hidden_(static_cast<size_t>(model.config().hidden_size)),
+        session_(model, static_cast<int>(run.sequences.size()), Capacity(run)), next_(run.sequences.size()) {
+    for (const SequenceInput& sequence : run.sequences) {
+      if (sequence.prompt.empty()) throw Error("an empty prompt: expected at least one token");
+      if (sequence.embeddings.empty()) CheckTokens(model.config(), sequence.prompt);
+      CheckTokens(model.config(), sequence.forced);
+    }
+  }
 
-  void Run() {
+  void Run(Tap* tap) {
+    tap_ = tap;
     size_t longest = 0;
     for (const SequenceInput& sequence : run_.sequences) longest = std::max(longest, sequence.prompt.size());
     const size_t chunk = run_.chunk > 0 ? static_cast<size_t>(run_.chunk) : longest;
@@ -100,7 +108,7 @@ class Runner {
       const size_t decoded = sequence.forced.empty() ? static_cast<size_t>(run.decode) : sequence.forced.size();
       capacity = std::max(capacity, sequence.prompt.size() + decoded);
     }
-    return static_cast<int64_t>(capacity);
+    return std::max<int64_t>(1, static_cast<int64_t>(capacity));  // an empty prompt is refused by name
   }
 
   size_t DecodeSteps() const {
@@ -149,7 +157,7 @@ class Runner {
 
   const EngineRun& run_;
   size_t hidden_;
-  Tap* tap_;
+  Tap* tap_ = nullptr;
   Session session_;
   std::vector<int32_t> next_;  // [sequences]
 };
@@ -177,9 +185,11 @@ void RunEngine(EngineRun run) {
     std::fprintf(stderr, "c++: unused weight: %s\n", unused.c_str());
   }
   PlaceEmbeddings(run, model.config().hidden_size);
+  Runner runner(run, model);
+  // From here on the input is known to be good, and a trace that is there may be replaced.
   TraceTap trace(model, run.out, {run.options.points, run.options.layers, run.options.steps, run.options.rows});
   ProgressTap progress(trace, model.config().num_hidden_layers);
-  Runner(run, model, &progress).Run();
+  runner.Run(&progress);
   trace.Close();
   progress.Clear();
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;

@@ -3,12 +3,12 @@
 
 #include <cstring>
 #include <deque>
-#include <random>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "base/convert.h"
+#include "base/fingerprint.h"
 #include "compare/views.h"
 
 namespace lockstep {
@@ -63,9 +63,8 @@ class FakeTrace {
 
 // A value that depends on the key and the channel alone, so that every chunking of a run holds the same rows.
 inline float ValueAt(int seed, int sequence, int position, int channel) {
-  std::mt19937 random(static_cast<uint32_t>(((seed * 31 + sequence) * 1009 + position) * 4099 + channel));
-  random();
-  return static_cast<float>(random() % 20001) / 10000.0f - 1.0f;
+  const int64_t key = ((int64_t{seed} * 31 + sequence) * 1009 + position) * 400009 + channel;
+  return static_cast<float>(SplitMix64(static_cast<uint64_t>(key)) % 20001) / 10000.0f - 1.0f;
 }
 
 inline std::vector<float> Rows(int seed, const std::vector<int32_t>& positions, int width, int sequence = 0) {
@@ -89,7 +88,7 @@ inline std::vector<int32_t> Ids(const std::vector<int32_t>& positions, int seque
   return ids;
 }
 
-inline CompareResult Run(const FakeTrace& reference, const FakeTrace& candidate, const CompareOptions& options = {}) {
+inline CompareResult CompareFakes(const FakeTrace& reference, const FakeTrace& candidate, const CompareOptions& options = {}) {
   return CompareViews({reference.View()}, {candidate.View()}, options);
 }
 

@@ -86,7 +86,7 @@ void CheckAgainstNaive(const Case& c) {
     WidenToFloat(dtype, bytes.data(), values->size(), values->data());
   }
 
-  const CompareResult result = Run(reference, candidate, {.atol = 1e-3, .rtol = 0.05});
+  const CompareResult result = CompareFakes(reference, candidate, {.atol = 1e-3, .rtol = 0.05});
   ASSERT_EQ(result.points.size(), 1u);
   const PointResult& p = result.points[0];
   const Naive n(a, b, {1e-3, 0.05});
@@ -157,11 +157,28 @@ TEST(MetricsTest, AgreeWithTheNaiveTwin) {
   }
 }
 
+TEST(MetricsTest, TheWorstElementOfALaterBlock) {
+  const auto positions = Range(0, 2000);
+  std::vector<float> values = Rows(1, positions, 100);
+  FakeTrace reference, candidate;
+  for (FakeTrace* trace : {&reference, &candidate}) {
+    trace->AddStep(Ids(positions), positions);
+    trace->Add("layer_0_attn_o_proj", {2000, 100}, values);
+    values[5] += 1;
+    values[199 * 1000 + 7] += 2;
+  }
+  const PointResult p = CompareFakes(reference, candidate).points.at(0);
+  EXPECT_EQ(p.worst.position, 1990);
+  EXPECT_EQ(p.worst.channel, 7);
+  EXPECT_EQ(p.worst_candidate, Rows(1, {1990}, 100)[7] + 2);
+  EXPECT_EQ(p.worst_reference, Rows(1, {1990}, 100)[7]);
+}
+
 TEST(MetricsTest, IdenticalIsExact) {
   FakeTrace trace;
   trace.AddStep(Ids(Range(0, 9)), Range(0, 9));
   trace.Add("layer_0_attn_q_rope", {9, 2, 50}, Rows(1, Range(0, 9), 100));
-  const PointResult p = Run(trace, trace).points.at(0);
+  const PointResult p = CompareFakes(trace, trace).points.at(0);
   EXPECT_TRUE(p.bit_identical);
   EXPECT_EQ(p.cosine, 1);
   EXPECT_EQ(p.best_scale, 1);
@@ -179,10 +196,10 @@ TEST(MetricsTest, ThreadsDoNotShow) {
   candidate.Add("layer_0_attn_q_rope", {2000, 2, 64}, Rows(2, positions, 128));
   const int threads = omp_get_max_threads();
   omp_set_num_threads(1);
-  const PointResult one = Run(reference, candidate).points.at(0);
+  const PointResult one = CompareFakes(reference, candidate).points.at(0);
   for (int n : {2, 3, 5}) {
     omp_set_num_threads(n);
-    const PointResult many = Run(reference, candidate).points.at(0);
+    const PointResult many = CompareFakes(reference, candidate).points.at(0);
     EXPECT_EQ(one.mean_abs, many.mean_abs);
     EXPECT_EQ(one.cosine, many.cosine);
     EXPECT_EQ(one.relative_l2, many.relative_l2);
@@ -203,7 +220,7 @@ TEST(MetricsTest, OneHeadOfOneTokenNegatedIsSignificant) {
     trace->Add("layer_1_attn_context", {512, 8, 16}, values);
     for (int i = 0; i < 16; ++i) values[static_cast<size_t>(300 * 128 + 5 * 16 + i)] *= -1;
   }
-  const CompareResult result = Run(reference, candidate);
+  const CompareResult result = CompareFakes(reference, candidate);
   const PointResult& p = result.points.at(0);
   EXPECT_GT(p.cosine, 0.999);
   EXPECT_EQ(p.diff_class, DiffClass::kSignificant);
@@ -218,7 +235,7 @@ TEST(MetricsTest, ZeroVectors) {
   for (FakeTrace* trace : {&reference, &candidate}) trace->AddStep({1, 2}, {0, 1});
   reference.Add("layer_0_attn_o_proj", {2, 3}, {0, 0, 0, 0, 0, 0});
   candidate.Add("layer_0_attn_o_proj", {2, 3}, {0, 0, 0, 1, 0, 0});
-  const PointResult p = Run(reference, candidate).points.at(0);
+  const PointResult p = CompareFakes(reference, candidate).points.at(0);
   EXPECT_EQ(p.cosine, 0);
   EXPECT_EQ(p.relative_l2, kInf);
   EXPECT_EQ(p.zero_mismatches, 1);
@@ -233,7 +250,7 @@ TEST(MetricsTest, NonFiniteOnOneSideIsSignificantAndEqualOnesAreNot) {
   candidate.Add("layer_0_attn_o_proj", {2, 2}, {1, kNan, kInf, 2});
   reference.Add("layer_0_mlp_up_proj", {2, 2}, {1, 2, kInf, 2});
   candidate.Add("layer_0_mlp_up_proj", {2, 2}, {1, 2, -kInf, 2});
-  const CompareResult result = Run(reference, candidate);
+  const CompareResult result = CompareFakes(reference, candidate);
   EXPECT_EQ(result.points[0].diff_class, DiffClass::kExcellent);
   EXPECT_EQ(result.points[0].reference.nan_count, 1);
   EXPECT_EQ(result.points[0].reference.first_nan->channel, 1);
@@ -257,7 +274,7 @@ constexpr float kLowest = -3.4028235e38f;
 
 TEST(AttentionTest, MasksAreEqualInAnyForm) {
   Attention t("layer_0_attn_scores", {1, kLowest, kLowest, 2, 3, kLowest}, {1, -kInf, 2, 3}, 2);
-  const PointResult p = Run(t.reference, t.candidate).points.at(0);
+  const PointResult p = CompareFakes(t.reference, t.candidate).points.at(0);
   EXPECT_EQ(p.diff_class, DiffClass::kExcellent);
   EXPECT_EQ(p.mask_mismatches, 0);
   EXPECT_EQ(p.elements, 3);
@@ -265,7 +282,7 @@ TEST(AttentionTest, MasksAreEqualInAnyForm) {
 
 TEST(AttentionTest, MissingMaskIsNamed) {
   Attention t("layer_0_attn_scores", {1, -kInf, -kInf, 2, 3, -kInf}, {1, 0.5, -kInf, 2, 3, -kInf});
-  const PointResult p = Run(t.reference, t.candidate).points.at(0);
+  const PointResult p = CompareFakes(t.reference, t.candidate).points.at(0);
   EXPECT_EQ(p.diff_class, DiffClass::kSignificant);
   EXPECT_EQ(p.first_mask_mismatch->position, 0);
   EXPECT_EQ(p.first_mask_mismatch->channel, 1);
@@ -273,7 +290,7 @@ TEST(AttentionTest, MissingMaskIsNamed) {
 
 TEST(AttentionTest, MaskedOnOneSideOnly) {
   Attention t("layer_0_attn_scores", {1, -kInf, -kInf, 2, 3, -kInf}, {1, -kInf, -kInf, -kInf, 3, -kInf});
-  const PointResult p = Run(t.reference, t.candidate).points.at(0);
+  const PointResult p = CompareFakes(t.reference, t.candidate).points.at(0);
   EXPECT_EQ(p.mask_mismatches, 1);
   EXPECT_EQ(p.first_mask_mismatch->position, 1);
   EXPECT_EQ(p.elements, 2);
@@ -281,15 +298,15 @@ TEST(AttentionTest, MaskedOnOneSideOnly) {
 
 TEST(AttentionTest, ProbabilitiesBeyondTheTokenMustBeZero) {
   Attention same("layer_0_attn_probs", {1, 0, 0, 0.5, 0.5, 0}, {1, 0, 0.5, 0.5}, 2);
-  EXPECT_EQ(Run(same.reference, same.candidate).points.at(0).diff_class, DiffClass::kExcellent);
+  EXPECT_EQ(CompareFakes(same.reference, same.candidate).points.at(0).diff_class, DiffClass::kExcellent);
   Attention leak("layer_0_attn_probs", {1, 0, 0, 0.5, 0.5, 0}, {0.9f, 0.1f, 0, 0.5, 0.5, 0});
-  EXPECT_EQ(Run(leak.reference, leak.candidate).points.at(0).mask_mismatches, 1);
+  EXPECT_EQ(CompareFakes(leak.reference, leak.candidate).points.at(0).mask_mismatches, 1);
 }
 
 TEST(AttentionTest, KeysSayWhereAColumnBelongs) {
   Attention t("layer_0_attn_scores", {1, -kInf, -kInf, 2, 3, -kInf}, {7, 1, 3, 2}, 2);
   t.candidate.steps[0].tensors[0].keys = {-1, 0, 1, 0};
-  const PointResult p = Run(t.reference, t.candidate).points.at(0);
+  const PointResult p = CompareFakes(t.reference, t.candidate).points.at(0);
   EXPECT_TRUE(p.bit_identical);
   EXPECT_EQ(p.elements, 3);
 }

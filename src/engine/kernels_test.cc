@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -38,9 +39,9 @@ Interval Scaled(Interval i, double factor) {
 }
 Interval Widened(Interval i) { return {i.low - std::abs(i.low) * 1e-7, i.high + std::abs(i.high) * 1e-7}; }  // an f32 rounding
 
-void ExpectInside(float value, Interval interval, const std::string& where) {
+void ExpectInside(float value, Interval interval, std::array<int64_t, 3> where) {
   if (interval.low <= value && value <= interval.high) return;
-  ADD_FAILURE() << where << ": " << value << " is not in [" << interval.low << ", " << interval.high << "]";
+  ADD_FAILURE() << where[0] << " " << where[1] << " " << where[2] << ": " << value << " is not in [" << interval.low << ", " << interval.high << "]";
 }
 
 Bytes Stored(DType dtype, const std::vector<float>& values) {
@@ -92,7 +93,7 @@ TEST_P(KernelsTest, RmsNormIsTheTwin) {
         for (int64_t i = 0; i < width; ++i) {
           const double normed = x[r * width + i] / std::sqrt(squares / static_cast<double>(width) + kEps);
           const Interval rounded = Rounded(dtype_, Around(normed, std::abs(normed) * kF32Error));
-          ExpectInside(y[r * width + i], Rounded(dtype_, Widened(Scaled(rounded, w[i]))), Where(width, r, i));
+          ExpectInside(y[r * width + i], Rounded(dtype_, Widened(Scaled(rounded, w[i]))), {width, r, i});
         }
       }
       Bytes in_place = from;
@@ -134,8 +135,8 @@ TEST_P(KernelsTest, RopeTableIsTheTwin) {
         const auto power = static_cast<float>(std::pow(1e6, static_cast<float>(2 * i) / static_cast<float>(head_dim)));
         const auto inverse = static_cast<float>(1.0 / power);
         const auto angle = static_cast<float>(static_cast<double>(position) * inverse);
-        ExpectInside(table.Cos(position)[i], Rounded(dtype_, Around(std::cos(double{angle}), 1.2e-7)), Where(head_dim, position, i));
-        ExpectInside(table.Sin(position)[i], Rounded(dtype_, Around(std::sin(double{angle}), 1.2e-7)), Where(head_dim, position, i));
+        ExpectInside(table.Cos(position)[i], Rounded(dtype_, Around(std::cos(double{angle}), 1.2e-7)), {head_dim, position, i});
+        ExpectInside(table.Sin(position)[i], Rounded(dtype_, Around(std::sin(double{angle}), 1.2e-7)), {head_dim, position, i});
       }
     }
   }
@@ -224,7 +225,7 @@ TEST_P(KernelsTest, SwiGluIsTheTwin) {
     for (size_t i = 0; i < y.size(); ++i) {
       const double silu = gate[i] / (1 + std::exp(-double{gate[i]}));
       const Interval rounded = Rounded(dtype_, Around(silu, std::abs(silu) * kF32Error));
-      ExpectInside(y[i], Rounded(dtype_, Widened(Scaled(rounded, up[i]))), Where(count, static_cast<int64_t>(i)));
+      ExpectInside(y[i], Rounded(dtype_, Widened(Scaled(rounded, up[i]))), {count, static_cast<int64_t>(i)});
     }
   }
 }
@@ -352,7 +353,7 @@ TEST_P(AttentionTest, IsTheTwin) {
           sum += term;
           magnitude += std::abs(term);
         }
-        ExpectInside(context[row * d + i], Rounded(dtype_, Around(sum, 4 * kF32Error * magnitude)), Where(d, row, i));
+        ExpectInside(context[row * d + i], Rounded(dtype_, Around(sum, 4 * kF32Error * magnitude)), {d, row, i});
       }
     }
   }
@@ -396,7 +397,7 @@ TEST_P(AttentionTest, ScoresAreScaledProducts) {
         dot += term;
         magnitude += std::abs(term);
       }
-      ExpectInside(steps.scores[row * keys + j], Around(dot / std::sqrt(17.0), kF32Error * magnitude), Where(row, j));
+      ExpectInside(steps.scores[row * keys + j], Around(dot / std::sqrt(17.0), kF32Error * magnitude), {row, j});
     }
   }
 }

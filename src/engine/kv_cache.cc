@@ -11,8 +11,7 @@ namespace lockstep {
 KvCache::KvCache(const Config& config, DType dtype, int num_sequences, int64_t capacity)
     : kv_heads_(config.num_key_value_heads),
       row_bytes_(config.head_dim * static_cast<int64_t>(DTypeSize(dtype))),
-      capacity_(capacity),
-      lengths_(static_cast<size_t>(num_sequences)) {
+      capacity_(capacity) {
   size_t bytes = 0;
   if (__builtin_mul_overflow(2 * static_cast<size_t>(kv_heads_ * row_bytes_), static_cast<size_t>(capacity), &bytes) ||
       __builtin_mul_overflow(bytes, static_cast<size_t>(config.num_hidden_layers * num_sequences), &bytes)) {
@@ -21,6 +20,7 @@ KvCache::KvCache(const Config& config, DType dtype, int num_sequences, int64_t c
   }
   try {
     data_ = std::make_unique_for_overwrite<std::byte[]>(bytes);
+    lengths_.resize(static_cast<size_t>(num_sequences));
   } catch (const std::bad_alloc&) {
     throw Error("no memory for a KV cache of " + std::to_string(bytes >> 20) + " MiB; ask for fewer tokens or sequences");
   }

@@ -91,12 +91,8 @@ void Session::Impl::CheckBatch(const Batch& batch) const {
                 std::to_string(config.hidden_size) + " values, found " + std::to_string(batch.embeddings.size()) +
                 " values in all");
   }
+  if (batch.embeddings.empty()) CheckTokens(config, batch.tokens);
   for (size_t t = 0; t < batch.tokens.size(); ++t) {
-    const int32_t id = batch.tokens[t];
-    if (batch.embeddings.empty() && (id < 0 || id >= config.vocab_size)) {
-      throw Error("token " + std::to_string(t) + ": expected an id from 0 to " + std::to_string(config.vocab_size - 1) +
-                  ", found " + std::to_string(id) + "; is it another model's tokenizer?");
-    }
     if (batch.sequences[t] < 0 || batch.sequences[t] >= cache.num_sequences()) {
       throw Error("token " + std::to_string(t) + ": expected a sequence from 0 to " +
                   std::to_string(cache.num_sequences() - 1) + ", found " + std::to_string(batch.sequences[t]));
@@ -279,6 +275,14 @@ Logits Session::Impl::Head(std::span<const int32_t> rows) {
   result.values.resize(static_cast<size_t>(R * config.vocab_size));
   WidenToFloat(dtype, static_cast<const std::byte*>(logits.data()), result.values.size(), result.values.data());
   return result;
+}
+
+void CheckTokens(const Config& config, std::span<const int32_t> tokens) {
+  for (size_t t = 0; t < tokens.size(); ++t) {
+    if (tokens[t] >= 0 && tokens[t] < config.vocab_size) continue;
+    throw Error("token " + std::to_string(t) + ": expected an id from 0 to " + std::to_string(config.vocab_size - 1) +
+                ", found " + std::to_string(tokens[t]) + "; is it another model's tokenizer?");
+  }
 }
 
 int32_t Logits::Greedy(size_t r) const {

@@ -44,7 +44,8 @@ TEST_F(TraceTest, KeepsEverythingThatIsKnown) {
   TraceInfo info = Info();
   info.producer = "a \"quoted\"\n\x01 näme \xFF";
   info.producer_version = "1.2";
-  info.config_json = R"({"rope_theta": 1000000.0, "rms_norm_eps": 1e-6, "tie_word_embeddings": true, "x": {"b": [1.50], "a": null}})";
+  info.config_json =
+      R"({"rope_theta": 1000000.0, "rms_norm_eps": 1e-6, "tie_word_embeddings": true, "x": {"b": [1.50], "a": null}})";
   info.storage = DType::kBF16;
   info.cache = DType::kF16;
   info.overrides_json = R"({"*_layer_output": {"storage": "F32"}})";
@@ -67,8 +68,10 @@ TEST_F(TraceTest, KeepsEverythingThatIsKnown) {
   EXPECT_EQ(meta.producer, "a \"quoted\"\n\x01 näme ?");
   EXPECT_EQ(meta.producer_version, "1.2");
   EXPECT_EQ(meta.model_type, "qwen3");
-  const std::map<std::string, std::string> config = {
-      {"rms_norm_eps", "1e-06"}, {"rope_theta", "1e+06"}, {"tie_word_embeddings", "true"}, {"x", R"({"a":null,"b":[1.5]})"}};
+  const std::map<std::string, std::string> config = {{"rms_norm_eps", "1e-06"},
+                                                     {"rope_theta", "1e+06"},
+                                                     {"tie_word_embeddings", "true"},
+                                                     {"x", R"({"a":null,"b":[1.5]})"}};
   EXPECT_EQ(meta.config, config);
   EXPECT_TRUE(meta.has_arithmetic);
   EXPECT_EQ(meta.storage, DType::kBF16);
@@ -100,7 +103,8 @@ TEST_F(TraceTest, HoldsStepsInTheirOrder) {
     step.Record("mine", x.data(), DType::kU8, {3});
     step.End();
     const int32_t id = 5, position = 3, sequence = 0;
-    trace.BeginStep(&id, &position, &sequence, 1, Phase::kDecode).Record("input_embeddings", x.data() + 1, DType::kF32, {1, 2});
+    trace.BeginStep(&id, &position, &sequence, 1, Phase::kDecode)
+        .Record("input_embeddings", x.data() + 1, DType::kF32, {1, 2});
   }
   const TraceReader reader = TraceReader::Open(path_);
   EXPECT_TRUE(reader.meta().closed);
@@ -137,13 +141,15 @@ TEST_F(TraceTest, TakesSequencesFromTheLatestStep) {
     trace.BeginStep(nullptr, &last, &sequence, 1, Phase::kDecode);  // embeddings as input
   }
   const TraceReader reader = TraceReader::Open(path_);
-  EXPECT_THAT(reader.Sequences(), ElementsAre(testing::Pair(0, ElementsAre(1, 9, -1)), testing::Pair(5, ElementsAre(-1, -1, -1, 3))));
+  EXPECT_THAT(reader.Sequences(),
+              ElementsAre(testing::Pair(0, ElementsAre(1, 9, -1)), testing::Pair(5, ElementsAre(-1, -1, -1, 3))));
   EXPECT_THAT(reader.steps()[2].positions, IsEmpty());
   EXPECT_THAT(reader.steps()[3].input_ids, IsEmpty());
 }
 
 // The slow twin of Record's packing.
-std::string Packed(const char* from, size_t element, const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, size_t axis = 0) {
+std::string Packed(const char* from, size_t element, const std::vector<int64_t>& shape,
+                   const std::vector<int64_t>& strides, size_t axis = 0) {
   if (axis == shape.size()) return std::string(from, element);
   std::string out;
   for (int64_t i = 0; i < shape[axis]; ++i) {
@@ -158,19 +164,17 @@ TEST_F(TraceTest, PacksStridedTensors) {
     int64_t offset = 0;
   };
   const std::vector<Case> cases = {
-      {{4, 3, 5}, {15, 5, 1}},         // packed
-      {{4, 3, 5}, {5, 20, 1}},         // [heads, tokens, d]
-      {{4, 3, 5}, {1, 4, 12}},         // reversed order
-      {{4, 3, 5}, {15, 5, -1}, 4},     // backwards
-      {{4, 3, 5}, {0, 5, 1}},          // one row for all
-      {{4, 3, 5}, {30, 10, 2}},        // every second element
-      {{4, 3, 5}, {40, 5, 1}},         // rows of a wider buffer
-      {{4, 1, 5}, {5, 999, 1}},        // strides of extents of one do not matter
-      {{4, 1, 1}, {3, 0, 0}},
-      {{4}, {7}},
-      {{4, 130, 700}, {700, 2800, 1}}, // more than one buffer
-      {{4, 130, 700}, {1, 2800, 4}},
-      {{4, 300000}, {1, 4}},
+      {{4, 3, 5}, {15, 5, 1}},      // packed
+      {{4, 3, 5}, {5, 20, 1}},      // [heads, tokens, d]
+      {{4, 3, 5}, {1, 4, 12}},      // reversed order
+      {{4, 3, 5}, {15, 5, -1}, 4},  // backwards
+      {{4, 3, 5}, {0, 5, 1}},       // one row for all
+      {{4, 3, 5}, {30, 10, 2}},     // every second element
+      {{4, 3, 5}, {40, 5, 1}},      // rows of a wider buffer
+      {{4, 1, 5}, {5, 999, 1}},     // strides of extents of one do not matter
+      {{4, 1, 1}, {3, 0, 0}},          {{4}, {7}},
+      {{4, 130, 700}, {700, 2800, 1}},  // more than one buffer
+      {{4, 130, 700}, {1, 2800, 4}},   {{4, 300000}, {1, 4}},
       {{4, 300000}, {300001, 1}},
   };
   const std::vector<double> memory = [] {
@@ -187,8 +191,8 @@ TEST_F(TraceTest, PacksStridedTensors) {
         Trace trace(path_, info);
         auto step = trace.BeginStep(nullptr, Count(4).data(), nullptr, 4, Phase::kPrefill);
         for (size_t i = 0; i < cases.size(); ++i) {
-          step.Record("t" + std::to_string(i), bytes + cases[i].offset * static_cast<int64_t>(DTypeSize(dtype)), dtype, cases[i].shape,
-                      cases[i].strides);
+          step.Record("t" + std::to_string(i), bytes + cases[i].offset * static_cast<int64_t>(DTypeSize(dtype)), dtype,
+                      cases[i].shape, cases[i].strides);
         }
         step.End();
         ASSERT_EQ(trace.error(), "");
@@ -387,8 +391,10 @@ TEST_F(TraceTest, ContinuesInFurtherFiles) {
     for (int i = 0; i < kTensors; ++i) {
       const float values[2] = {static_cast<float>(i), static_cast<float>(-i)};
       const int32_t row = 1;
-      if (i % 7 == 0) step.RecordRows(name(i), values, DType::kF32, {1, 2}, {row});
-      else step.Record(name(i), values, DType::kF32, {2, 1});
+      if (i % 7 == 0)
+        step.RecordRows(name(i), values, DType::kF32, {1, 2}, {row});
+      else
+        step.Record(name(i), values, DType::kF32, {2, 1});
     }
     EXPECT_EQ(trace.error(), "");
   }
@@ -409,7 +415,8 @@ TEST_F(TraceTest, ContinuesInFurtherFiles) {
 TEST_F(TraceTest, PromisedPointsFitInOneFile) {
   TraceInfo info = Info();
   for (int layer = 0; layer < 64; ++layer) {
-    for (int i = 0; i < 19; ++i) info.points.push_back("layer_" + std::to_string(layer) + "_attn_residual_output" + std::to_string(i));
+    for (int i = 0; i < 19; ++i)
+      info.points.push_back("layer_" + std::to_string(layer) + "_attn_residual_output" + std::to_string(i));
   }
   const std::vector<uint16_t> x(4096);
   for (const char* rows : {"", "last:2"}) {
@@ -457,7 +464,8 @@ TEST_F(TraceTest, NamesWhatIsRecordedTwice) {
     step.Record("b", x, DType::kF32, {1, 1});
   }
   const TraceReader reader = TraceReader::Open(path_);
-  EXPECT_THAT(reader.meta().errors, ElementsAre(HasSubstr("a: recorded twice"), HasSubstr("positions: recorded twice")));
+  EXPECT_THAT(reader.meta().errors,
+              ElementsAre(HasSubstr("a: recorded twice"), HasSubstr("positions: recorded twice")));
   EXPECT_EQ(Contents(reader.steps()[0].Find("a")), std::vector<float>{1});
   EXPECT_NE(reader.steps()[0].Find("b"), nullptr);
 }
@@ -488,14 +496,17 @@ TEST_F(TraceTest, NamesMistakesAndGoesOn) {
   trace.BeginStep(nullptr, Count(1).data(), nullptr, -1, Phase::kDecode);
   trace.Close();
   const TraceReader reader = TraceReader::Open(path_);
-  EXPECT_THAT(reader.meta().errors,
-              ElementsAre(HasSubstr("null: no data"), HasSubstr("three: expected 2 tokens along axis 0, found shape [3,1]"),
-                          HasSubstr("scalar: expected 2 tokens"), HasSubstr("negative: negative extent"), HasSubstr("large: shape"),
-                          HasSubstr("1 strides for a shape of 2 axes"), HasSubstr("hollow: rows without elements"),
-                          HasSubstr("row 0 belongs to token 2"), HasSubstr("count: expected 1 rows"), HasSubstr("again: token 0 has two rows"),
-                          HasSubstr("needs a name"), HasSubstr("rows:x: this name is reserved"), HasSubstr("reserved"),
-                          HasSubstr("not UTF-8"), HasSubstr("5000 bytes is too long"), HasSubstr("late: recorded after the step had ended"),
-                          HasSubstr("positions are obligatory"), HasSubstr("expected 0 tokens or more, found -1")));
+  EXPECT_THAT(
+      reader.meta().errors,
+      ElementsAre(HasSubstr("null: no data"), HasSubstr("three: expected 2 tokens along axis 0, found shape [3,1]"),
+                  HasSubstr("scalar: expected 2 tokens"), HasSubstr("negative: negative extent"),
+                  HasSubstr("large: shape"), HasSubstr("1 strides for a shape of 2 axes"),
+                  HasSubstr("hollow: rows without elements"), HasSubstr("row 0 belongs to token 2"),
+                  HasSubstr("count: expected 1 rows"), HasSubstr("again: token 0 has two rows"),
+                  HasSubstr("needs a name"), HasSubstr("rows:x: this name is reserved"), HasSubstr("reserved"),
+                  HasSubstr("not UTF-8"), HasSubstr("5000 bytes is too long"),
+                  HasSubstr("late: recorded after the step had ended"), HasSubstr("positions are obligatory"),
+                  HasSubstr("expected 0 tokens or more, found -1")));
   ASSERT_THAT(reader.steps(), SizeIs(1));
   EXPECT_THAT(Names(reader.steps()[0]), ElementsAre("good"));
 }
@@ -532,18 +543,44 @@ TEST_F(TraceTest, RefusesBadInfo) {
     EXPECT_FALSE(std::filesystem::exists(path_));
     return trace.error();
   };
-  for (const char* bad : {"{", "[]", "1", "{}x", "{\"a\":}", "{\"a\":1,}", "{a:1}", "{\"a\":01}", "{\"a\":1.}", "{\"a\":.5}", "{\"a\":1e}",
-                          "{\"a\":-}", "{\"a\":+1}", "{\"a\":1e999}", "{\"a\":NaN}", "{\"a\":tru}", "{\"a\":\"\n\"}", "{\"a\":\"\\x\"}",
-                          "{\"a\":\"\\ud800\"}", "{\"a\":\"\\udc00\"}", "{\"a\":\"\\u12g4\"}", "{\"a\":\"\xC0\x80\"}", "{\"a\":\"\xED\xA0\x80\"}",
-                          "{\"a\":1,\"a\":2}", "{\"a\":[1,]}", "{\"a\":[1 2]}", "{\"a\":'b'}", "{\"a\":\"b}"}) {
-    EXPECT_THAT(error([&](TraceInfo* info) { info->config_json = bad; }), HasSubstr("TraceInfo::config_json: not a valid JSON object"))
+  for (const char* bad : {"{",
+                          "[]",
+                          "1",
+                          "{}x",
+                          "{\"a\":}",
+                          "{\"a\":1,}",
+                          "{a:1}",
+                          "{\"a\":01}",
+                          "{\"a\":1.}",
+                          "{\"a\":.5}",
+                          "{\"a\":1e}",
+                          "{\"a\":-}",
+                          "{\"a\":+1}",
+                          "{\"a\":1e999}",
+                          "{\"a\":NaN}",
+                          "{\"a\":tru}",
+                          "{\"a\":\"\n\"}",
+                          "{\"a\":\"\\x\"}",
+                          "{\"a\":\"\\ud800\"}",
+                          "{\"a\":\"\\udc00\"}",
+                          "{\"a\":\"\\u12g4\"}",
+                          "{\"a\":\"\xC0\x80\"}",
+                          "{\"a\":\"\xED\xA0\x80\"}",
+                          "{\"a\":1,\"a\":2}",
+                          "{\"a\":[1,]}",
+                          "{\"a\":[1 2]}",
+                          "{\"a\":'b'}",
+                          "{\"a\":\"b}"}) {
+    EXPECT_THAT(error([&](TraceInfo* info) { info->config_json = bad; }),
+                HasSubstr("TraceInfo::config_json: not a valid JSON object"))
         << bad;
   }
   const std::string deep = std::string("{\"a\":") + std::string(100000, '[') + std::string(100000, ']') + "}";
   EXPECT_THAT(error([&](TraceInfo* info) { info->config_json = deep; }), HasSubstr("expected less nesting"));
   EXPECT_THAT(error([](TraceInfo* info) { info->overrides_json = "x"; }), HasSubstr("TraceInfo::overrides_json"));
   EXPECT_THAT(error([](TraceInfo* info) { info->extra_json = "\"a\":1"; }), HasSubstr("TraceInfo::extra_json"));
-  EXPECT_THAT(error([](TraceInfo* info) { info->extra_json = "{\"tensors\":{}}"; }), HasSubstr("\"tensors\" has a field of its own"));
+  EXPECT_THAT(error([](TraceInfo* info) { info->extra_json = "{\"tensors\":{}}"; }),
+              HasSubstr("\"tensors\" has a field of its own"));
   EXPECT_THAT(error([](TraceInfo* info) { info->select_rows = "last"; }), HasSubstr("selection of rows \"last\""));
   EXPECT_THAT(Trace("", Info()).error(), HasSubstr("needs a path"));
   EXPECT_THAT(Trace(root_ + "/no/such", Info()).error(), HasSubstr("cannot be created"));
@@ -554,7 +591,9 @@ TEST_F(TraceTest, RefusesBadInfo) {
 // What the header lets through, the reader has to take.
 TEST_F(TraceTest, AcceptsEveryKindOfJson) {
   TraceInfo info = Info();
-  info.config_json = " \t\n\r{ \"a\" : [ 0 , -0.5e+10 , 1E-2, true,false , null, \"\\\"\\\\\\/\\b\\f\\n\\r\\t\\u00e4\\ud83d\\ude00 äß€😀\", { } , [ ] ] } ";
+  info.config_json =
+      " \t\n\r{ \"a\" : [ 0 , -0.5e+10 , 1E-2, true,false , null, \"\\\"\\\\\\/\\b\\f\\n\\r\\t\\u00e4\\ud83d\\ude00 "
+      "äß€😀\", { } , [ ] ] } ";
   Trace(path_, info).Close();
   EXPECT_EQ(TraceReader::Open(path_).meta().config.size(), 1u);
 }
@@ -584,8 +623,11 @@ TEST_F(TraceTest, LeavesOtherDirectoriesAlone) {
   WriteFile(path_ + "/trace.json.tmp", "{");
   EXPECT_EQ(Trace(path_, Info()).error(), "") << "what a writer that was killed at once leaves";
   std::filesystem::remove_all(path_);
-  for (const auto& [name, content] : std::vector<std::pair<std::string, std::string>>{
-           {"notes.txt", "mine"}, {"trace.json", "{\"format\": \"other\"}"}, {"trace.json", "{"}, {"step-000000.safetensors", ""}}) {
+  for (const auto& [name, content] :
+       std::vector<std::pair<std::string, std::string>>{{"notes.txt", "mine"},
+                                                        {"trace.json", "{\"format\": \"other\"}"},
+                                                        {"trace.json", "{"},
+                                                        {"step-000000.safetensors", ""}}) {
     std::filesystem::create_directory(path_);
     WriteFile(path_ + "/" + name, content);
     const Trace trace(path_, Info());
@@ -653,13 +695,15 @@ TEST_F(TraceTest, TakesManyThreads) {
     Trace trace(path_, Info());
     std::vector<std::thread> threads;
     std::vector<Step> steps;
-    for (int i = 0; i < kSteps; ++i) steps.push_back(trace.BeginStep(nullptr, Count(2).data(), nullptr, 2, Phase::kPrefill));
+    for (int i = 0; i < kSteps; ++i)
+      steps.push_back(trace.BeginStep(nullptr, Count(2).data(), nullptr, 2, Phase::kPrefill));
     for (int t = 0; t < kThreads; ++t) {
       threads.emplace_back([&, t] {
         for (int i = 0; i < kTensors; ++i) {
           for (int s = 0; s < kSteps; ++s) {
             const std::vector<float> x = Values(2, static_cast<float>(1000 * s + 100 * t + i));
-            steps[static_cast<size_t>(s)].Record("t" + std::to_string(t) + "_" + std::to_string(i), x.data(), DType::kF32, {2});
+            steps[static_cast<size_t>(s)].Record("t" + std::to_string(t) + "_" + std::to_string(i), x.data(),
+                                                 DType::kF32, {2});
           }
           // Each thread also has steps of its own, on a rank of its own.
           trace.BeginStep(nullptr, Count(2).data(), nullptr, 2, Phase::kPrefill, t + 1);
@@ -676,7 +720,8 @@ TEST_F(TraceTest, TakesManyThreads) {
     ASSERT_THAT(step.tensors, SizeIs(kThreads * kTensors));
     for (int t = 0; t < kThreads; ++t) {
       for (int i = 0; i < kTensors; ++i) {
-        ASSERT_EQ(Contents(step.Find("t" + std::to_string(t) + "_" + std::to_string(i))), Values(2, static_cast<float>(1000 * s + 100 * t + i)));
+        ASSERT_EQ(Contents(step.Find("t" + std::to_string(t) + "_" + std::to_string(i))),
+                  Values(2, static_cast<float>(1000 * s + 100 * t + i)));
       }
     }
   }
@@ -687,7 +732,8 @@ TEST_F(TraceTest, TakesManyThreads) {
 class FullDiskTest : public TraceTest {
  protected:
   void SetUp() override {
-    if (mount("none", root_.c_str(), "tmpfs", 0, "size=256k") != 0) GTEST_SKIP() << "needs the right to mount a small tmpfs";
+    if (mount("none", root_.c_str(), "tmpfs", 0, "size=256k") != 0)
+      GTEST_SKIP() << "needs the right to mount a small tmpfs";
     mounted_ = true;
   }
   ~FullDiskTest() override {

@@ -42,13 +42,15 @@ std::vector<int32_t> ReadInt32(const Located& located) {
 
 void ExpectInt32(const Located& located, const std::vector<int64_t>& shape) {
   if (located.tensor.dtype == DType::kI32 && located.tensor.shape == shape) return;
-  Fail(located, "expected I32 " + ShapeText(shape) + ", found " + DTypeName(located.tensor.dtype) + " " + ShapeText(located.tensor.shape));
+  Fail(located, "expected I32 " + ShapeText(shape) + ", found " + DTypeName(located.tensor.dtype) + " " +
+                    ShapeText(located.tensor.shape));
 }
 
 // Builds one step of the trace.
 class StepLoader {
  public:
-  StepLoader(const std::string& directory, const TraceJson& json, LoadedTrace* out) : directory_(directory), json_(json), out_(out) {}
+  StepLoader(const std::string& directory, const TraceJson& json, LoadedTrace* out)
+      : directory_(directory), json_(json), out_(out) {}
 
   TraceStep Load(const ListedStep& listed) {
     step_.phase = listed.phase;
@@ -82,7 +84,9 @@ class StepLoader {
   void AddFile(const std::string& path, RankFiles* rank) {
     SafetensorsFile file = OpenSafetensors(path, /*allow_tail=*/true);
     const size_t tail = file.file->bytes().size() - file.indexed_bytes;
-    if (tail > 0) Warn(path + ": " + std::to_string(tail) + " bytes at the end belong to no tensor and are ignored (`lockstep show --repair`)");
+    if (tail > 0)
+      Warn(path + ": " + std::to_string(tail) +
+           " bytes at the end belong to no tensor and are ignored (`lockstep show --repair`)");
     step_.duplicates.insert(step_.duplicates.end(), file.duplicates.begin(), file.duplicates.end());
     for (StoredTensor& tensor : file.tensors) {
       const std::string name = tensor.name;
@@ -100,7 +104,8 @@ class StepLoader {
   bool HasTokens(const RankFiles& rank) {
     for (const char* name : {"positions", "sequences"}) {
       if (rank.first_names.count(name)) continue;
-      const std::string message = rank.first_path + ": expected a tensor " + name + " (I32, one for each token), found none";
+      const std::string message =
+          rank.first_path + ": expected a tensor " + name + " (I32, one for each token), found none";
       if (json_.meta.closed) throw Error(message);
       Warn(message + "; the step is ignored, its writer was stopped");
       return false;
@@ -126,7 +131,8 @@ class StepLoader {
     CheckLeast(sequences, tokens.sequences, -1);
     for (size_t i = 0; i < tokens.positions.size(); ++i) {
       if (tokens.sequences[i] >= 0 && tokens.positions[i] < 0) {
-        Fail(positions, "expected 0 or more, found " + std::to_string(tokens.positions[i]) + " at token " + std::to_string(i));
+        Fail(positions,
+             "expected 0 or more, found " + std::to_string(tokens.positions[i]) + " at token " + std::to_string(i));
       }
     }
     Unite(rank, std::move(tokens));
@@ -134,7 +140,8 @@ class StepLoader {
 
   static void CheckLeast(const Located& located, const std::vector<int32_t>& values, int32_t least) {
     const auto bad = std::find_if(values.begin(), values.end(), [&](int32_t value) { return value < least; });
-    if (bad != values.end()) Fail(located, "expected " + std::to_string(least) + " or more, found " + std::to_string(*bad));
+    if (bad != values.end())
+      Fail(located, "expected " + std::to_string(least) + " or more, found " + std::to_string(*bad));
   }
 
   // Every rank tells the same tokens.
@@ -144,7 +151,8 @@ class StepLoader {
     if (!first && (tokens.positions != step_.positions || tokens.sequences != step_.sequences ||
                    (!tokens.input_ids.empty() && !step_.input_ids.empty() && tokens.input_ids != step_.input_ids))) {
       throw Error(rank.first_path + ": rank " + std::to_string(rank.rank) +
-                  " has other positions, sequences or input_ids than the rank before it; expected the same tokens on every rank");
+                  " has other positions, sequences or input_ids than the rank before it; expected the same tokens on "
+                  "every rank");
     }
     step_.positions = std::move(tokens.positions);
     step_.sequences = std::move(tokens.sequences);
@@ -203,7 +211,8 @@ class StepLoader {
       Fail(located, "is slice " + std::to_string(tensor->shard->index) + " of " + std::to_string(tensor->shard->count) +
                         "; expected `shard` in trace.json to have an index, or a count above the rank");
     }
-    if (!tensor->axes.empty() && std::find(tensor->axes.begin(), tensor->axes.end(), rule.shard_axis) == tensor->axes.end()) {
+    if (!tensor->axes.empty() &&
+        std::find(tensor->axes.begin(), tensor->axes.end(), rule.shard_axis) == tensor->axes.end()) {
       Fail(located, "trace.json slices it along \"" + rule.shard_axis + "\", which is none of its axes");
     }
   }
@@ -222,8 +231,9 @@ class StepLoader {
       return;
     }
     if (count != num_tokens) {
-      Fail(located, "expected " + std::to_string(num_tokens) + " tokens along axis " + std::to_string(axis) + ", found shape " +
-                        ShapeText(tensor->shape) + "; where only some tokens have rows, rows:" + tensor->name + " must list them");
+      Fail(located, "expected " + std::to_string(num_tokens) + " tokens along axis " + std::to_string(axis) +
+                        ", found shape " + ShapeText(tensor->shape) +
+                        "; where only some tokens have rows, rows:" + tensor->name + " must list them");
     }
     tensor->rows.resize(static_cast<size_t>(count));
     for (size_t i = 0; i < tensor->rows.size(); ++i) tensor->rows[i] = static_cast<int32_t>(i);
@@ -244,7 +254,8 @@ class StepLoader {
     const auto listed = rank.tensors.find(std::string(kKeys) + tensor->name);
     if (listed == rank.tensors.end()) return;
     const auto key = std::find(tensor->axes.begin(), tensor->axes.end(), "key");
-    const size_t axis = key == tensor->axes.end() ? tensor->shape.size() - 1 : static_cast<size_t>(key - tensor->axes.begin());
+    const size_t axis =
+        key == tensor->axes.end() ? tensor->shape.size() - 1 : static_cast<size_t>(key - tensor->axes.begin());
     ExpectInt32(listed->second, {static_cast<int64_t>(tensor->rows.size()), tensor->shape[axis]});
     tensor->keys = ReadInt32(listed->second);
     CheckLeast(listed->second, tensor->keys, -1);
@@ -271,8 +282,8 @@ void CheckPositions(const std::string& directory, const std::vector<TraceStep>& 
   int64_t total = 0;
   for (const auto& [sequence, length] : lengths) total += length;
   if (total > kMost) {
-    throw Error(directory + ": its positions ask for sequences of " + std::to_string(total) + " tokens, expected at most " +
-                std::to_string(kMost) + " together");
+    throw Error(directory + ": its positions ask for sequences of " + std::to_string(total) +
+                " tokens, expected at most " + std::to_string(kMost) + " together");
   }
 }
 
@@ -283,7 +294,8 @@ LoadedTrace LoadTrace(const std::string& directory) {
   LoadedTrace trace;
   trace.meta = json.meta;
   if (!json.meta.closed) {
-    trace.warnings.push_back(directory + ": not closed; its writer was stopped, and what it had recorded until then is read");
+    trace.warnings.push_back(directory +
+                             ": not closed; its writer was stopped, and what it had recorded until then is read");
   }
   for (const ListedStep& step : json.steps) trace.steps.push_back(StepLoader(directory, json, &trace).Load(step));
   CheckPositions(directory, trace.steps);

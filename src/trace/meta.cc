@@ -122,17 +122,20 @@ std::string Normalised(const SortedJson& value) {
 
 void CheckFormat(const Node& root) {
   root.Object();
-  if (!root["format"].present() || root["format"].value() != "lockstep-trace") root["format"].Fail("\"lockstep-trace\"");
+  if (!root["format"].present() || root["format"].value() != "lockstep-trace")
+    root["format"].Fail("\"lockstep-trace\"");
   const int64_t version = root["version"].Int(1, std::numeric_limits<int64_t>::max());
   if (version > kVersion) {
-    root["version"].Fail("version " + std::to_string(kVersion) + " (a newer Lockstep wrote this trace: update Lockstep to read it)");
+    root["version"].Fail("version " + std::to_string(kVersion) +
+                         " (a newer Lockstep wrote this trace: update Lockstep to read it)");
   }
 }
 
 WeightFingerprint ReadWeight(const Node& node) {
   WeightFingerprint weight;
   weight.dtype = node["dtype"].Type();
-  node["shape"].ForEachElement([&](const Node& extent) { weight.shape.push_back(extent.Int(0, std::numeric_limits<int64_t>::max())); });
+  node["shape"].ForEachElement(
+      [&](const Node& extent) { weight.shape.push_back(extent.Int(0, std::numeric_limits<int64_t>::max())); });
   weight.hash = node["hash"].String(nullptr);
   if (weight.hash.size() != 16 || weight.hash.find_first_not_of("0123456789abcdef") != std::string::npos) {
     node["hash"].Fail("16 hex digits");
@@ -165,12 +168,14 @@ TraceMeta ReadMeta(const Node& root, const std::string& path) {
   meta.producer = root["producer"]["name"].String("");
   meta.producer_version = root["producer"]["version"].String("");
   meta.model_type = root["model"]["type"].String("");
-  root["model"]["config"].ForEachMember([&](const std::string& key, const Node& value) { meta.config[key] = Normalised(value.value()); });
+  root["model"]["config"].ForEachMember(
+      [&](const std::string& key, const Node& value) { meta.config[key] = Normalised(value.value()); });
   ReadArithmetic(root["arithmetic"], &meta);
   meta.points = root["points"].Strings();
   meta.not_observable = root["not_observable"].Strings();
   ReadSelection(root["selection"], path, &meta);
-  root["weights"].ForEachMember([&](const std::string& name, const Node& weight) { meta.weights[name] = ReadWeight(weight); });
+  root["weights"].ForEachMember(
+      [&](const std::string& name, const Node& weight) { meta.weights[name] = ReadWeight(weight); });
   meta.errors = root["errors"].Strings();
   meta.rank = static_cast<int>(root["rank"].Int(0, kMaxRank, 0));
   meta.closed = root["closed"].Bool(false);
@@ -233,9 +238,11 @@ TraceJson ReadTraceJson(const std::string& directory) {
   CheckFormat(root);
   TraceJson trace;
   trace.meta = ReadMeta(root, path);
-  root["tensors"].ForEachMember([&](const std::string& pattern, const Node& rule) { trace.rules.push_back(ReadRule(pattern, rule)); });
+  root["tensors"].ForEachMember(
+      [&](const std::string& pattern, const Node& rule) { trace.rules.push_back(ReadRule(pattern, rule)); });
   std::set<std::string> names;
-  root["steps"].ForEachElement([&](const Node& step) { trace.steps.push_back(ReadStep(step, trace.meta.rank, &names)); });
+  root["steps"].ForEachElement(
+      [&](const Node& step) { trace.steps.push_back(ReadStep(step, trace.meta.rank, &names)); });
   return trace;
 }
 

@@ -47,8 +47,9 @@ TEST(Points, NamesGoThereAndBack) {
 }
 
 TEST(Points, KnowWhatIsNone) {
-  for (const char* name : {"", "layer_", "layer_3", "layer_3_", "layer__attn_q_rope", "layer_x_attn_q_rope", "layer_-1_attn_q_rope",
-                           "layer_03_attn_q_rope", "layer_1234567_attn_q_rope", "attn_q_rope", "layer_0_logits", "Logits", "logits "}) {
+  for (const char* name :
+       {"", "layer_", "layer_3", "layer_3_", "layer__attn_q_rope", "layer_x_attn_q_rope", "layer_-1_attn_q_rope",
+        "layer_03_attn_q_rope", "layer_1234567_attn_q_rope", "attn_q_rope", "layer_0_logits", "Logits", "logits "}) {
     EXPECT_FALSE(ParsePointName(name)) << name;
   }
   EXPECT_EQ(LayerOf("layer_3_mine"), 3);
@@ -59,8 +60,8 @@ TEST(Points, KnowWhatIsNone) {
 
 // The capture header stands alone and so has its own.
 TEST(Points, AgreeWithTheCaptureHeaderOnLayers) {
-  for (const char* name : {"", "layer_", "layer_3", "layer_3_", "layer_3_a", "layer_12_a_b", "layer_012_a", "layer_0_a", "layer_999999_a",
-                           "layer_1000000_a", "layer__a", "layer_1x_a", "player_1_a", "logits"}) {
+  for (const char* name : {"", "layer_", "layer_3", "layer_3_", "layer_3_a", "layer_12_a_b", "layer_012_a", "layer_0_a",
+                           "layer_999999_a", "layer_1000000_a", "layer__a", "layer_1x_a", "player_1_a", "logits"}) {
     EXPECT_EQ(detail::SplitLayerName(name).first, LayerOf(name)) << name;
     EXPECT_EQ(detail::SplitLayerName(name).second, WithoutLayer(name)) << name;
   }
@@ -72,8 +73,10 @@ TEST(Points, SortInExecutionOrder) {
   const std::vector<std::string> expected = names;
   std::shuffle(names.begin(), names.end(), std::mt19937(1));
   EXPECT_EQ(InExecutionOrder(names), expected);
-  EXPECT_THAT(InExecutionOrder({"b", "layer_10_own", "logits", "layer_2_own", "a", "layer_2_layer_output", "layer_10_attn_q_rope"}),
-              ElementsAre("layer_2_layer_output", "layer_2_own", "layer_10_attn_q_rope", "layer_10_own", "logits", "a", "b"));
+  EXPECT_THAT(
+      InExecutionOrder(
+          {"b", "layer_10_own", "logits", "layer_2_own", "a", "layer_2_layer_output", "layer_10_attn_q_rope"}),
+      ElementsAre("layer_2_layer_output", "layer_2_own", "layer_10_attn_q_rope", "layer_10_own", "logits", "a", "b"));
 }
 
 TEST(Points, ListAModel) {

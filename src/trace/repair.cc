@@ -21,12 +21,14 @@ void CutTail(const std::string& path, Lines* done) {
   size_t size = 0, indexed = 0;
   {
     const SafetensorsFile file = OpenSafetensors(path, /*allow_tail=*/true);
-    if (!file.duplicates.empty()) throw Error(path + ": tensor " + file.duplicates.front() + " stands in it twice; this can not be repaired");
+    if (!file.duplicates.empty())
+      throw Error(path + ": tensor " + file.duplicates.front() + " stands in it twice; this can not be repaired");
     size = file.file->bytes().size();
     indexed = file.indexed_bytes;
   }
   if (indexed == size) return;
-  if (truncate(path.c_str(), static_cast<off_t>(indexed)) != 0) throw Error(path + ": cannot be cut: " + std::strerror(errno));
+  if (truncate(path.c_str(), static_cast<off_t>(indexed)) != 0)
+    throw Error(path + ": cannot be cut: " + std::strerror(errno));
   done->push_back(path + ": cut " + std::to_string(size - indexed) + " bytes that belonged to no tensor");
 }
 
@@ -51,7 +53,8 @@ Json KeptFiles(const std::string& directory, const Json& files, int default_rank
     if (there && good[rank]) {
       kept.push_back(entry);
     } else {
-      done->push_back(path + (there ? ": holds no tokens; taken from the list of files" : ": is not there; taken from the list of files"));
+      done->push_back(path + (there ? ": holds no tokens; taken from the list of files"
+                                    : ": is not there; taken from the list of files"));
     }
   }
   return kept;

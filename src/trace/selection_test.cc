@@ -63,8 +63,10 @@ TEST(Selection, AsksForScoresByName) {
 
 TEST(Selection, OfLayersLeavesPointsOutsideThemAlone) {
   const Selection some = OfPoints("", "0,2-4,27");
-  for (const int layer : {0, 2, 3, 4, 27}) EXPECT_TRUE(some.WantsPoint("layer_" + std::to_string(layer) + "_x")) << layer;
-  for (const int layer : {1, 5, 20, 270}) EXPECT_FALSE(some.WantsPoint("layer_" + std::to_string(layer) + "_x")) << layer;
+  for (const int layer : {0, 2, 3, 4, 27})
+    EXPECT_TRUE(some.WantsPoint("layer_" + std::to_string(layer) + "_x")) << layer;
+  for (const int layer : {1, 5, 20, 270})
+    EXPECT_FALSE(some.WantsPoint("layer_" + std::to_string(layer) + "_x")) << layer;
   EXPECT_TRUE(some.WantsPoint("logits"));
   EXPECT_FALSE(OfPoints("attn_*", "1").WantsPoint("logits"));
 }
@@ -91,7 +93,8 @@ TEST(Selection, OfRowsByPositionOrFromTheEndOfEachSequence) {
 }
 
 TEST(Selection, NamesTheBadString) {
-  const auto error = [](const std::string& points, const std::string& layers, const std::string& steps, const std::string& rows) {
+  const auto error = [](const std::string& points, const std::string& layers, const std::string& steps,
+                        const std::string& rows) {
     try {
       Selection(points, layers, steps, rows);
     } catch (const std::invalid_argument& e) {
@@ -100,8 +103,10 @@ TEST(Selection, NamesTheBadString) {
     return std::string();
   };
   EXPECT_EQ(error("", "", "", ""), "");
-  EXPECT_EQ(error("", "3-1", "", ""), "selection of layers \"3-1\": expected numbers and ranges such as \"0,2-4\", found \"3-1\"");
-  for (const char* bad : {",", "1,", ",1", "1,,2", " ", "a", "-1", "1-", "1-2-3", "+1", "1.5", "99999999999", "0x1", "1 2", "1;2"}) {
+  EXPECT_EQ(error("", "3-1", "", ""),
+            "selection of layers \"3-1\": expected numbers and ranges such as \"0,2-4\", found \"3-1\"");
+  for (const char* bad :
+       {",", "1,", ",1", "1,,2", " ", "a", "-1", "1-", "1-2-3", "+1", "1.5", "99999999999", "0x1", "1 2", "1;2"}) {
     EXPECT_THAT(error("", bad, "", ""), HasSubstr("selection of layers")) << bad;
     EXPECT_THAT(error("", "", bad, ""), HasSubstr("selection of steps")) << bad;
     EXPECT_THAT(error("", "", "", bad), HasSubstr("selection of rows")) << bad;
@@ -109,7 +114,8 @@ TEST(Selection, NamesTheBadString) {
   for (const char* bad : {"last", "last:", "last:0", "last:-1", "last:x", "LAST:1", "last:1-2"}) {
     EXPECT_THAT(error("", "", "", bad), HasSubstr("selection of rows")) << bad;
   }
-  for (const char* bad : {",", "a,", ",a", "a, ,b", " "}) EXPECT_THAT(error(bad, "", "", ""), HasSubstr("selection of points")) << bad;
+  for (const char* bad : {",", "a,", ",a", "a, ,b", " "})
+    EXPECT_THAT(error(bad, "", "", ""), HasSubstr("selection of points")) << bad;
 }
 
 }  // namespace

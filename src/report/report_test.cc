@@ -1,0 +1,150 @@
+#include "lockstep/report.h"
+
+#include <gmock/gmock.h>
+
+#include <cmath>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "report/words.h"
+
+namespace lockstep {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+PointResult MakePoint(int layer, const std::string& name, DiffClass diff_class) {
+  PointResult point;
+  point.layer = layer;
+  point.point = name;
+  point.name = layer < 0 ? name : "layer_" + std::to_string(layer) + "_" + name;
+  point.row_shape = {2, 64};
+  point.rows = 3;
+  point.elements = 384;
+  point.diff_class = diff_class;
+  point.max_abs = diff_class == DiffClass::kSignificant ? 2.5 : 0;
+  if (diff_class == DiffClass::kSignificant) point.reasons = {"SIGNIFICANT DIFF"};
+  return point;
+}
+
+CompareResult MakeResult(bool different = true) {
+  CompareResult result;
+  result.reference.traces = {"py.trace"};
+  result.reference.producer = "transformers 5";
+  result.candidate.traces = {"cpp.trace"};
+  result.pairs = {{0, 0, 3}};
+  result.points = {MakePoint(-1, "input_embeddings", DiffClass::kExcellent), MakePoint(0, "attn_q_rope", DiffClass::kGood)};
+  if (different) {
+    PointResult point = MakePoint(2, "attn_q_rope", DiffClass::kSignificant);
+    point.worst = {0, 5, 3, 17};
+    point.worst_reference = 1.25;
+    point.worst_candidate = -1.25;
+    point.worst_token = {0, 5};
+    result.points.push_back(point);
+    result.first_significant = result.first_failing = 2;
+    result.failing = 1;
+  }
+  result.class_counts = {1, 1, 0, different ? 1u : 0u};
+  return result;
+}
+
+TEST(TextReportTest, NamesTheFirstDifference) {
+  const std::string text = TextReport(MakeResult());
+  EXPECT_THAT(text, HasSubstr("FIRST MAJOR DIFFERENCE DETECTED AT LAYER 2: layer_2_attn_q_rope"));
+  EXPECT_THAT(text, HasSubstr("sequence 0, position 5, head 3, channel 17: reference 1.25, candidate -1.25"));
+  EXPECT_THAT(text, HasSubstr("* SIGNIFICANT DIFF L2    attn_q_rope"));
+  EXPECT_THAT(text, HasSubstr("  GOOD             L0    attn_q_rope"));
+  EXPECT_THAT(text, HasSubstr("(3, 2, 64)"));
+  EXPECT_THAT(text, HasSubstr("EXCELLENT 1 (0 to the bit), GOOD 1, ACCEPTABLE 0, SIGNIFICANT DIFF 1"));
+  EXPECT_THAT(text, HasSubstr("VERDICT: DIFFERENT (1 point beyond tolerance, the first layer_2_attn_q_rope)"));
+}
+
+TEST(TextReportTest, Same) {
+  const std::string text = TextReport(MakeResult(false));
+  EXPECT_THAT(text, HasSubstr("VERDICT: SAME"));
+  EXPECT_THAT(text, HasSubstr("complete   yes"));
+  EXPECT_THAT(text, Not(HasSubstr("FIRST")));
+  EXPECT_THAT(text, Not(HasSubstr("\033")));
+}
+
+TEST(TextReportTest, FailuresWeightsTokensAndNotes) {
+  CompareResult result = MakeResult(false);
+  result.failures = {{FailureKind::kMissing, Side::kCandidate, "logits", "promised, but missing in step 3"}};
+  result.weights = {{"lm_head.weight", "other"}};
+  result.next_tokens = {4, 3, {{0, 17, 12, 34}}};
+  result.only_reference = {{"mine", "not promised"}};
+  result.notes = {"something"};
+  const std::string text = TextReport(result);
+  EXPECT_THAT(text, HasSubstr("FAILURE    missing (candidate): logits: promised, but missing in step 3"));
+  EXPECT_THAT(text, HasSubstr("WEIGHT     lm_head.weight: other"));
+  EXPECT_THAT(text, HasSubstr("next tokens: 3 of 4 agree; the first that differs follows sequence 0, position 17: reference 12"));
+  EXPECT_THAT(text, HasSubstr("only in the reference: 1 point: mine (not promised)"));
+  EXPECT_THAT(text, HasSubstr("note: something"));
+  EXPECT_THAT(text, HasSubstr("VERDICT: DIFFERENT (1 completeness failure; 1 different weight)"));
+}
+
+TEST(TextReportTest, UntrustedNamesAreEscapedAndShortened) {
+  CompareResult result = MakeResult(false);
+  result.points[1].point = "evil\033[2J" + std::string(500, 'x') + "end";
+  result.notes = {"a\nb\r\xff"};
+  const std::string text = TextReport(result, {.width = 100});
+  EXPECT_THAT(text, Not(HasSubstr("\033")));
+  EXPECT_THAT(text, HasSubstr("evil\\x1b[2J"));
+  EXPECT_THAT(text, HasSubstr("…"));
+  EXPECT_THAT(text, HasSubstr("end"));
+  EXPECT_THAT(text, HasSubstr("note: a\\x0ab\\x0d\\xff"));
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = text.find('\n', begin);
+    EXPECT_LE(TextWidth(text.substr(begin, end - begin)), 120u);
+    begin = end + 1;
+  }
+}
+
+TEST(TextReportTest, ColorOnlyOnRequest) { EXPECT_THAT(TextReport(MakeResult(), {.color = true}), HasSubstr("\033[31m")); }
+
+TEST(TextReportTest, LongTablesFoldExcellentLayers) {
+  CompareResult result = MakeResult(false);
+  result.points.clear();
+  for (int layer = 0; layer < 40; ++layer) {
+    result.points.push_back(MakePoint(layer, "attn_o_proj", DiffClass::kExcellent));
+    result.points.push_back(MakePoint(layer, "layer_output", layer == 7 ? DiffClass::kGood : DiffClass::kExcellent));
+  }
+  const std::string text = TextReport(result);
+  EXPECT_THAT(text, HasSubstr("L0-L6 all 14 points"));
+  EXPECT_THAT(text, HasSubstr("L8-L39 all 64 points"));
+  EXPECT_THAT(text, HasSubstr("L7    attn_o_proj"));
+  EXPECT_THAT(TextReport(result, {.all = true}), Not(HasSubstr("all 14 points")));
+}
+
+TEST(JsonReportTest, HoldsEverythingAndParses) {
+  CompareResult result = MakeResult();
+  result.points[2].relative_l2 = std::numeric_limits<double>::infinity();
+  result.points[2].candidate.mean = std::nan("");
+  result.points[2].best_scale = -std::numeric_limits<double>::infinity();
+  result.points[2].name = "bad\xff\033";
+  const std::string text = JsonReport(result);
+  const nlohmann::json json = nlohmann::json::parse(text);
+  EXPECT_EQ(json["schema"], "lockstep-compare/1");
+  EXPECT_EQ(json["verdict"], "different");
+  EXPECT_EQ(json["exit_code"], 1);
+  EXPECT_EQ(json["points"].size(), 3u);
+  EXPECT_EQ(json["points"][2]["relative_l2"], "Infinity");
+  EXPECT_EQ(json["points"][2]["candidate"]["mean"], "NaN");
+  EXPECT_EQ(json["points"][2]["best_scale"], "-Infinity");
+  EXPECT_EQ(json["points"][2]["class"], "SIGNIFICANT DIFF");
+  EXPECT_EQ(json["points"][2]["worst"]["element"]["head"], 3);
+  EXPECT_EQ(json["points"][2]["bound"], nullptr);
+  EXPECT_EQ(json["points"][0]["within"][0]["rtol"], 1e-5);
+  EXPECT_THAT(text, Not(HasSubstr("\033")));
+}
+
+TEST(WordsTest, Shortened) {
+  EXPECT_EQ(Shortened("abcdef", 6), "abcdef");
+  EXPECT_EQ(Shortened("abcdefg", 5), "ab…fg");
+  EXPECT_EQ(Shortened("äöüäöüä", 5), "äö…üä");
+  EXPECT_EQ(Escaped("grün\u202e\u009b"), "grün\\u{202e}\\u{009b}");
+}
+
+}  // namespace
+}  // namespace lockstep
