@@ -1,4 +1,7 @@
 # The front door. A newcomer needs two: `make demo` and `make test`.
+# Waiting threads of OpenMP spin by default, which costs minutes where programs share a machine, as tests do.
+export OMP_WAIT_POLICY ?= passive
+
 PRESET ?= release
 BUILD := build/$(PRESET)
 LOCKSTEP := $(BUILD)/src/lockstep

@@ -76,12 +76,14 @@ static int FileHolds(const char* dir, const char* name, const char* text) {
   static char bytes[1 << 20];
   const Path path = Join(dir, name);
   FILE* file = fopen(path.text, "rb");
-  size_t size;
+  size_t size, i;
   if (file == NULL) return 0;
-  size = fread(bytes, 1, sizeof(bytes) - 1, file);
+  size = fread(bytes, 1, sizeof(bytes), file);
   fclose(file);
-  bytes[size] = '\0';
-  return strstr(bytes, text) != NULL;
+  for (i = 0; i + strlen(text) <= size; ++i) {
+    if (memcmp(bytes + i, text, strlen(text)) == 0) return 1;
+  }
+  return 0;
 }
 
 /* ---- Engine ---- */

@@ -53,7 +53,7 @@ TOKENS_PER_STEP = 4096
 LENGTHS = (256, 512, 256, 512, 256, 512, 256, 2048)  # sequence length of step i: LENGTHS[i % 8]
 EVAL_LENGTH = 512
 # (step, share of the peak learning rate): warm up, hold, fall, fall faster; then a short second round in which half of
-# the windows open a book, so that greedy decoding knows a few texts by heart instead of falling into a loop.
+# the windows open a book, so that greedy decoding follows a few texts it nearly knows by heart.
 LR_KNOTS = ((-1, 0.0), (49, 1.0), (900, 1.0), (1400, 6 / 11), (1650, 0.0), (1670, 0.25), (1850, 0.0))
 OPENINGS_FROM = 1650
 

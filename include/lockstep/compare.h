@@ -116,7 +116,7 @@ struct PointResult {
   std::optional<Place> first_non_finite_mismatch;
 
   DiffClass diff_class = DiffClass::kExcellent;
-  // Where either side is 16-bit: the bound that the worst token's relative L2 must keep. The classes judge where there is none.
+  // What the worst token's relative L2 must keep at this depth (docs/compare.md); none for dtypes that are no floats.
   std::optional<double> bound;
   // Why this point alone makes the run different; empty where it does not.
   std::vector<std::string> reasons;

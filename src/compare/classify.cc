@@ -14,6 +14,8 @@ constexpr double kGood = 1e-3;
 constexpr double kAcceptable = 1e-2;
 constexpr double kAcceptableCosine = 0.999;
 
+constexpr double kF32Roundoff = 0x1p-16;
+
 std::string Number(double value) {
   char text[32];
   std::snprintf(text, sizeof(text), "%.3g", value);
@@ -55,6 +57,7 @@ double UnitRoundoff(DType dtype) {
     case DType::kF16: return 0x1p-11;
     case DType::kF8E4M3: return 0x1p-4;
     case DType::kF8E5M2: return 0x1p-3;
+    case DType::kF32: return kF32Roundoff;
     default: return 0;
   }
 }
@@ -71,14 +74,17 @@ double RelativeL2Bound(double unit_roundoff, int layer) {
 void Judge(double unit_roundoff, int num_layers, PointResult* point) {
   point->diff_class = Classify(*point);
   point->reasons.clear();
-  if (unit_roundoff == 0) {
-    if (point->diff_class == DiffClass::kSignificant) point->reasons.push_back("SIGNIFICANT DIFF");
-  } else {
+  if (unit_roundoff <= kF32Roundoff && point->diff_class == DiffClass::kSignificant) {
+    point->reasons.push_back("SIGNIFICANT DIFF");
+  }
+  if (unit_roundoff > 0) {
     const int depth = DepthOf(*point, num_layers);
     point->bound = RelativeL2Bound(unit_roundoff, depth);
     if (point->worst_token_relative_l2 > *point->bound) {
       point->reasons.push_back("relative L2 of the worst token " + Number(point->worst_token_relative_l2) + " is above " +
-                               Number(*point->bound) + ", the bound for 16-bit arithmetic at depth " + std::to_string(depth));
+                               Number(*point->bound) + ", the bound for " +
+                               (unit_roundoff > kF32Roundoff ? "16-bit" : "f32") + " arithmetic at depth " +
+                               std::to_string(depth));
     }
   }
   if (point->non_finite_mismatches > 0) {

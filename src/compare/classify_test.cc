@@ -40,14 +40,26 @@ TEST(ClassifyTest, MismatchesAreSignificant) {
 
 TEST(JudgeTest, ClassesJudgeF32) {
   PointResult point = WithMaxAbs(1);
-  Judge(0, 28, &point);
+  Judge(UnitRoundoff(DType::kF32), 28, &point);
   EXPECT_EQ(point.reasons.size(), 1u);
-  EXPECT_FALSE(point.bound);
+}
+
+// A tensor scaled by 3 has a cosine of 1, which is ACCEPTABLE; and what is tiny has a tiny difference, which is EXCELLENT.
+TEST(JudgeTest, TheBoundJudgesF32Too) {
+  for (PointResult point : {WithMaxAbs(1, 1, 1), WithMaxAbs(1e-6, 1, 1)}) {
+    point.worst_token_relative_l2 = 2;
+    Judge(UnitRoundoff(DType::kF32), 28, &point);
+    EXPECT_NE(point.diff_class, DiffClass::kSignificant);
+    EXPECT_EQ(point.reasons.size(), 1u);
+    point.worst_token_relative_l2 = 1e-5;
+    Judge(UnitRoundoff(DType::kF32), 28, &point);
+    EXPECT_TRUE(point.reasons.empty());
+  }
 }
 
 TEST(JudgeTest, TheBoundJudges16Bit) {
   PointResult point = WithMaxAbs(1);
-  point.worst_token_relative_l2 = 8 * 0x1p-8 * std::sqrt(7.0);
+  point.worst_token_relative_l2 = kBoundFactor * 0x1p-8 * std::sqrt(7.0);
   Judge(UnitRoundoff(DType::kBF16), 28, &point);
   EXPECT_EQ(point.diff_class, DiffClass::kSignificant);
   EXPECT_DOUBLE_EQ(*point.bound, point.worst_token_relative_l2);
@@ -62,7 +74,7 @@ TEST(JudgeTest, PointsBehindTheLayersAreAsDeepAsTheModel) {
   point.name = "logits";
   point.layer = -1;
   Judge(UnitRoundoff(DType::kF16), 28, &point);
-  EXPECT_DOUBLE_EQ(*point.bound, 8 * 0x1p-11 * std::sqrt(57.0));
+  EXPECT_DOUBLE_EQ(*point.bound, kBoundFactor * 0x1p-11 * std::sqrt(57.0));
 }
 
 TEST(JudgeTest, DeclaredOperandsCount) {

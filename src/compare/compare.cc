@@ -25,16 +25,16 @@ std::string_view SideName(Side side) { return side == Side::kReference ? "refere
 
 std::string_view FailureKindName(FailureKind kind) {
   switch (kind) {
-    case FailureKind::kTraceError: return "trace error";
+    case FailureKind::kTraceError: return "trace-error";
     case FailureKind::kMissing: return "missing";
-    case FailureKind::kMissingRows: return "missing rows";
+    case FailureKind::kMissingRows: return "missing-rows";
     case FailureKind::kDuplicate: return "duplicate";
     case FailureKind::kShape: return "shape";
     case FailureKind::kShards: return "shards";
-    case FailureKind::kReplicas: return "replicas differ";
-    case FailureKind::kAllZero: return "all zero";
-    case FailureKind::kSameAsLayer: return "same as another layer";
-    case FailureKind::kSameAsStep: return "same as another step";
+    case FailureKind::kReplicas: return "replicas-differ";
+    case FailureKind::kAllZero: return "all-zero";
+    case FailureKind::kSameAsLayer: return "same-as-layer";
+    case FailureKind::kSameAsStep: return "same-as-step";
   }
   return "";
 }

@@ -200,7 +200,7 @@ class Comparison {
     const double u = std::max({roundoff_, UnitRoundoff(result.reference.dtype), UnitRoundoff(result.candidate.dtype)});
     Judge(u, num_layers_, &result);
 
-    const double distinct = u == 0 ? 1e-4 : 2 * u;
+    const double distinct = std::max(1e-4, 2 * u);
     const ComparedPoint compared{name, &point.reference, &point.candidate, &point.joined.rows, &hashes, distinct};
     CheckZeros(compared, &result_.failures);
     CheckStaleSteps(compared, &result_.failures);

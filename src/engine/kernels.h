@@ -55,11 +55,12 @@ struct AttentionShape {
 void Attention(DType dtype, const AttentionShape& shape, const void* q, std::span<const KvView> kv,
                std::span<const int32_t> positions, void* context);
 
-// The same in three steps over matrices that a tap can see; the same bits. scores, probs: [tokens, heads, keys] f32.
-// Masked scores are -infinity.
+// The same in three steps over matrices that a tap can see; the same bits. scores, probs: [tokens, heads, keys], f32 that hold values of the
+// storage dtype. Masked scores are -infinity.
 void AttentionScores(DType dtype, const AttentionShape& shape, const void* q, std::span<const KvView> kv,
                      std::span<const int32_t> positions, int64_t keys, float* scores);
-void AttentionProbs(const AttentionShape& shape, std::span<const int32_t> positions, int64_t keys, float* scores_to_probs);
+void AttentionProbs(DType dtype, const AttentionShape& shape, std::span<const int32_t> positions, int64_t keys,
+                    float* scores_to_probs);
 void AttentionContext(DType dtype, const AttentionShape& shape, const float* probs, std::span<const KvView> kv,
                       std::span<const int32_t> positions, int64_t keys, void* context);
 

@@ -1,5 +1,5 @@
-// Linear against a naive product in double, on the packed and on the widened path: which dtype takes which depends on the machine, so
-// that the whole program also runs under ONEDNN_MAX_CPU_ISA.
+// Linear against a naive product in double, on the packed and on the widened path: which dtype takes which depends on
+// the machine, so that the whole program also runs under ONEDNN_MAX_CPU_ISA.
 #include "engine/linear.h"
 
 #include <gtest/gtest.h>
@@ -32,7 +32,9 @@ std::vector<float> Loaded(DType dtype, const Bytes& bytes) {
   return values;
 }
 
-std::vector<float> Rounded(DType dtype, const std::vector<float>& values) { return Loaded(dtype, Stored(dtype, values)); }
+std::vector<float> Rounded(DType dtype, const std::vector<float>& values) {
+  return Loaded(dtype, Stored(dtype, values));
+}
 
 float Round(DType dtype, double value) {
   return WithStorageType(dtype, [&]<typename T>() { return ToFloat(FromFloat<T>(static_cast<float>(value))); });
@@ -69,13 +71,14 @@ Bytes Apply(const Linear& linear, DType storage, const std::vector<float>& x, in
   return to;
 }
 
-// Where an output may lie: the sum is in f32, whose error is measured by the sum of the magnitudes, and is rounded once.
+// Where an output may lie: the sum is in f32, whose error is measured by the sum of the magnitudes, and is rounded
+// once.
 struct Interval {
   float low, high;
 };
 
-std::vector<Interval> NaiveProduct(DType storage, const std::vector<float>& x, const std::vector<float>& w, int64_t rows, int64_t n,
-                                   int64_t k) {
+std::vector<Interval> NaiveProduct(DType storage, const std::vector<float>& x, const std::vector<float>& w,
+                                   int64_t rows, int64_t n, int64_t k) {
   std::vector<Interval> out(static_cast<size_t>(rows * n));
   for (size_t at = 0; at < out.size(); ++at) {
     const float* row = &x[at / static_cast<size_t>(n) * static_cast<size_t>(k)];
@@ -122,8 +125,8 @@ TEST_P(LinearTest, IsTheNaiveProduct) {
           for (size_t i = 0; i < y.size(); ++i) {
             const auto [low, high] = expected[i % expected.size()];
             if (low <= y[i] && y[i] <= high) continue;
-            FAIL() << DTypeName(kStorages[d]) << " [" << n << ", " << k << "], " << rows << " rows, element " << i << ": " << y[i]
-                   << " is not in [" << low << ", " << high << "]";
+            FAIL() << DTypeName(kStorages[d]) << " [" << n << ", " << k << "], " << rows << " rows, element " << i
+                   << ": " << y[i] << " is not in [" << low << ", " << high << "]";
           }
         }
       }
@@ -179,7 +182,9 @@ TEST_P(LinearTest, FingerprintIsThatOfTheRoundedWeight) {
 TEST_P(LinearTest, FingerprintChangesWithEachElement) {
   constexpr int64_t kOut = 65, kIn = 33;
   std::vector<float> values = Rounded(storage_, Random(kOut * kIn));
-  const auto fingerprint = [&] { return Linear(CheckpointWeight(storage_, kOut, kIn, values).get(), storage_).Fingerprint(); };
+  const auto fingerprint = [&] {
+    return Linear(CheckpointWeight(storage_, kOut, kIn, values).get(), storage_).Fingerprint();
+  };
   std::map<std::string, size_t> seen = {{fingerprint(), values.size()}};
   for (size_t i = 0; i < values.size(); i += 97) {
     const float before = values[i];
@@ -199,7 +204,8 @@ TEST_P(LinearTest, FingerprintChangesWithTheSmallestStep) {
 
 // ---- Threads ----
 
-// Same numbers of rows, so that both threads use one primitive, and different ones, so that they take it from each other.
+// Same numbers of rows, so that both threads use one primitive, and different ones, so that they take it from each
+// other.
 TEST_P(LinearTest, TwoThreadsAtOnceGiveWhatEachGivesAlone) {
   constexpr int64_t kShapes[][3] = {{255, 1000, 300}, {256, 64, 17}, {1000, 255, 1}};
   for (const auto& [n, k, rows] : kShapes) {

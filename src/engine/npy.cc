@@ -1,10 +1,12 @@
 #include "engine/npy.h"
 
-#include <fstream>
-#include <iterator>
+#include <filesystem>
+#include <algorithm>
 #include <regex>
+#include <string_view>
 
 #include "base/convert.h"
+#include "base/mapped_file.h"
 #include "base/safetensors.h"
 #include "lockstep/error.h"
 
@@ -18,7 +20,7 @@ struct Header {
   size_t data_begin;
 };
 
-Header ParseHeader(const std::string& path, const std::string& bytes) {
+Header ParseHeader(const std::string& path, std::string_view bytes) {
   constexpr size_t kMagic = 6;
   const bool known = bytes.size() >= 12 && bytes.compare(0, kMagic, "\x93NUMPY") == 0 && bytes[6] >= 1 && bytes[6] <= 3;
   if (!known) throw Error(path + ": expected a .npy file, found something else");
@@ -28,7 +30,7 @@ Header ParseHeader(const std::string& path, const std::string& bytes) {
   const size_t begin = wide ? 12 : 10;
   if (length > bytes.size() - begin) throw Error(path + ": header of " + std::to_string(length) + " bytes; is the file truncated?");
 
-  const std::string text = bytes.substr(begin, std::min<size_t>(length, 4096));
+  const std::string text(bytes.substr(begin, std::min<size_t>(length, 4096)));
   std::smatch match;
   if (!std::regex_search(text, match, std::regex("'descr': *'<(f[248])'"))) {
     throw Error(path + ": expected little-endian f16, f32 or f64 values; save it with .astype('float32')");
@@ -51,9 +53,8 @@ Header ParseHeader(const std::string& path, const std::string& bytes) {
 }  // namespace
 
 Npy ReadNpy(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw Error(path + ": cannot be opened");
-  const std::string bytes((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  const MappedFile file(path);
+  const std::string_view bytes(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
   const Header header = ParseHeader(path, bytes);
   const std::optional<size_t> count = NumElements(header.shape);
   const size_t available = bytes.size() - header.data_begin;
@@ -62,7 +63,7 @@ Npy ReadNpy(const std::string& path) {
                 std::to_string(available) + " bytes of data; is it truncated?");
   }
   Npy out{header.shape, std::vector<float>(*count)};
-  WidenToFloat(header.dtype, reinterpret_cast<const std::byte*>(bytes.data()) + header.data_begin, *count, out.values.data());
+  if (*count > 0) WidenToFloat(header.dtype, file.bytes().data() + header.data_begin, *count, out.values.data());
   return out;
 }
 

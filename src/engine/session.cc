@@ -241,7 +241,7 @@ void Session::Impl::AttentionOverCache(int layer, std::span<const kernels::KvVie
   scores.resize(static_cast<size_t>(T() * shape.heads * keys));
   kernels::AttentionScores(dtype, shape, q.data(), kv, positions, keys, scores.data());
   Observe(kAttnScores, layer, scores.data(), matrix, DType::kF32, all_rows);
-  kernels::AttentionProbs(shape, positions, keys, scores.data());
+  kernels::AttentionProbs(dtype, shape, positions, keys, scores.data());
   Observe(kAttnProbs, layer, scores.data(), matrix, DType::kF32, all_rows);
   kernels::AttentionContext(dtype, shape, scores.data(), kv, positions, keys, context.data());
 }

@@ -1,5 +1,5 @@
-// The forward pass against itself: however a text is cut into calls, whoever looks on, and whatever failed before, the rows are the
-// same. That they are PyTorch's is for the tests of the whole program to say.
+// The forward pass against itself: however a text is cut into calls, whoever looks on, and whatever failed before, the
+// rows are the same. That they are PyTorch's is for the tests of the whole program to say.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -65,7 +65,8 @@ class RandomModel {
 std::vector<int32_t> Tokens(const Model& model, size_t count, uint32_t seed = 1) {
   std::mt19937 random(seed);
   std::vector<int32_t> tokens(count);
-  for (int32_t& token : tokens) token = static_cast<int32_t>(random() % static_cast<uint64_t>(model.config().vocab_size));
+  for (int32_t& token : tokens)
+    token = static_cast<int32_t>(random() % static_cast<uint64_t>(model.config().vocab_size));
   return tokens;
 }
 
@@ -99,13 +100,15 @@ class Recorder : public Tap {
     const auto rows = static_cast<size_t>(tensor.shape[0]);
     ASSERT_EQ(rows, tensor.rows.size());
     int64_t stride = 1;
-    for (size_t axis = tensor.shape.size(); axis-- > 0; stride *= tensor.shape[axis]) ASSERT_EQ(tensor.strides[axis], stride);
+    for (size_t axis = tensor.shape.size(); axis-- > 0; stride *= tensor.shape[axis])
+      ASSERT_EQ(tensor.strides[axis], stride);
     const size_t width = static_cast<size_t>(stride) / rows;
     std::vector<float> values(rows * width);
     WidenToFloat(tensor.dtype, static_cast<const std::byte*>(tensor.data), values.size(), values.data());
     for (size_t r = 0; r < rows; ++r) {
       const auto token = static_cast<size_t>(tensor.rows[r]);
-      std::vector<float> row(values.begin() + static_cast<int64_t>(r * width), values.begin() + static_cast<int64_t>((r + 1) * width));
+      std::vector<float> row(values.begin() + static_cast<int64_t>(r * width),
+                             values.begin() + static_cast<int64_t>((r + 1) * width));
       if (SpecOf(tensor.point).on_request) row = Seen(tensor, row, positions_[token]);
       tables[name][{sequences_[token], positions_[token]}] = std::move(row);
     }
@@ -172,7 +175,8 @@ void ExpectClose(const std::map<std::string, Table>& actual, const std::map<std:
 // Calls over several sequences: (sequence, number of tokens) in the order of the batch.
 using Plan = std::vector<std::vector<std::pair<int32_t, size_t>>>;
 
-std::map<std::string, Table> RunPlan(const Model& model, const std::vector<std::vector<int32_t>>& texts, const Plan& plan) {
+std::map<std::string, Table> RunPlan(const Model& model, const std::vector<std::vector<int32_t>>& texts,
+                                     const Plan& plan) {
   Session session(model, static_cast<int>(texts.size()), 40);
   Recorder recorder;
   std::vector<size_t> done(texts.size());
@@ -187,7 +191,8 @@ std::map<std::string, Table> RunPlan(const Model& model, const std::vector<std::
     }
     session.Forward({.tokens = tokens, .sequences = sequences, .logits_rows = LogitsRows::kAll}, &recorder);
   }
-  for (size_t s = 0; s < texts.size(); ++s) EXPECT_EQ(session.Length(static_cast<int>(s)), static_cast<int64_t>(done[s]));
+  for (size_t s = 0; s < texts.size(); ++s)
+    EXPECT_EQ(session.Length(static_cast<int>(s)), static_cast<int64_t>(done[s]));
   return recorder.tables;
 }
 
@@ -200,8 +205,7 @@ void ExpectSameHoweverCut(const Model& model) {
   const std::vector<std::pair<const char*, Plan>> plans = {
       {"chunks", {{{0, 5}}, {{0, 1}}, {{0, 7}}, {{1, 3}}, {{1, 4}}, {{2, 17}}, {{2, 1}}}},
       {"ragged batch", {{{2, 18}, {0, 13}, {1, 7}}}},
-      {"ragged batches",
-       {{{1, 2}, {2, 9}}, {{0, 12}}, {{2, 1}, {0, 1}, {1, 1}}, {{1, 3}, {2, 7}}, {{2, 1}, {1, 1}}}},
+      {"ragged batches", {{{1, 2}, {2, 9}}, {{0, 12}}, {{2, 1}, {0, 1}, {1, 1}}, {{1, 3}, {2, 7}}, {{2, 1}, {1, 1}}}},
   };
   for (const auto& [what, plan] : plans) {
     SCOPED_TRACE(what);
@@ -222,7 +226,8 @@ TEST(Session, LastRowsAreThoseOfAllRows) {
   const std::vector<int32_t> tokens = Tokens(model, 8), sequences = {1, 1, 1, 0, 2, 2, 2, 2};
   Session all_session(model, 3, 8), last_session(model, 3, 8);
   Recorder all_recorder, last_recorder;
-  const Logits all = all_session.Forward({.tokens = tokens, .sequences = sequences, .logits_rows = LogitsRows::kAll}, &all_recorder);
+  const Logits all =
+      all_session.Forward({.tokens = tokens, .sequences = sequences, .logits_rows = LogitsRows::kAll}, &all_recorder);
   const Logits last = last_session.Forward({.tokens = tokens, .sequences = sequences}, &last_recorder);
   EXPECT_THAT(all.rows, ElementsAre(0, 1, 2, 3, 4, 5, 6, 7));
   EXPECT_THAT(last.rows, ElementsAre(2, 3, 7));
@@ -310,7 +315,8 @@ TEST_P(StorageTest, IdentitiesOfThePoints) {
   EXPECT_EQ(recorder.tables["layer_0_input_hidden_states"], recorder.tables["input_embeddings"]);
   for (int layer = 0; layer < 5; ++layer) {
     if (layer > 0) {
-      EXPECT_EQ(recorder.tables[PointName(kInputHiddenStates, layer)], recorder.tables[PointName(kLayerOutput, layer - 1)]);
+      EXPECT_EQ(recorder.tables[PointName(kInputHiddenStates, layer)],
+                recorder.tables[PointName(kLayerOutput, layer - 1)]);
     }
     for (const auto& [rope, normed] : {std::pair{kAttnQRope, kAttnQNormed}, std::pair{kAttnKRope, kAttnKNormed}}) {
       const Table &after = recorder.tables[PointName(rope, layer)], &before = recorder.tables[PointName(normed, layer)];
@@ -344,10 +350,14 @@ TEST(Tap, TensorsHaveTheAxesOfTheTable) {
   const Config& c = model.config();
   Recorder recorder;
   recorder.on_tensor = [&](const TapTensor& tensor) {
-    const std::map<Axis, int64_t> extents = {
-        {Axis::kToken, 5}, {Axis::kHidden, c.hidden_size}, {Axis::kQHead, c.num_attention_heads},
-        {Axis::kKvHead, c.num_key_value_heads}, {Axis::kHeadDim, c.head_dim}, {Axis::kKey, 5},
-        {Axis::kIntermediate, c.intermediate_size}, {Axis::kVocab, c.vocab_size}};
+    const std::map<Axis, int64_t> extents = {{Axis::kToken, 5},
+                                             {Axis::kHidden, c.hidden_size},
+                                             {Axis::kQHead, c.num_attention_heads},
+                                             {Axis::kKvHead, c.num_key_value_heads},
+                                             {Axis::kHeadDim, c.head_dim},
+                                             {Axis::kKey, 5},
+                                             {Axis::kIntermediate, c.intermediate_size},
+                                             {Axis::kVocab, c.vocab_size}};
     std::vector<int64_t> expected;
     for (const Axis axis : SpecOf(tensor.point).axes) expected.push_back(extents.at(axis));
     EXPECT_EQ(tensor.shape, expected) << PointName(tensor.point, tensor.layer);
@@ -383,14 +393,16 @@ TEST_P(StorageTest, ReplacingATensorChangesWhatFollowsAndNothingBefore) {
       for (size_t i = 0; i < count; ++i) values[i] *= values[i] > -1e30F ? -1.0F : 1.0F;
     };
     EXPECT_NE(RunAlone(model, tokens, &after), logits) << names[replaced];
-    for (size_t i = 0; i < replaced; ++i) EXPECT_EQ(after.tables[names[i]], before.tables[names[i]]) << names[replaced] << ", " << names[i];
+    for (size_t i = 0; i < replaced; ++i)
+      EXPECT_EQ(after.tables[names[i]], before.tables[names[i]]) << names[replaced] << ", " << names[i];
     EXPECT_NE(after.tables[names[replaced]], before.tables[names[replaced]]);
   }
 }
 
 TEST(Tap, ReplacedHeadOfOneTokenChangesThatHeadOfThatToken) {
   const Model model = RandomModel().Load();
-  const auto d = static_cast<size_t>(model.config().head_dim), heads = static_cast<size_t>(model.config().num_attention_heads);
+  const auto d = static_cast<size_t>(model.config().head_dim),
+             heads = static_cast<size_t>(model.config().num_attention_heads);
   constexpr size_t kToken = 3, kHead = 2;
   const std::vector<int32_t> tokens = Tokens(model, 6);
   Recorder before, after;
@@ -457,8 +469,8 @@ class BadInputTest : public testing::Test {
     const std::vector<int32_t> first = Tokens(model_, 5), then = Tokens(model_, 3, 2);
     Feed(session, first);
     Feed(undisturbed, first);
-    const std::string error = ErrorOf(
-        [&] { session.Forward({.tokens = tokens, .sequences = sequences, .embeddings = embeddings}, tap); });
+    const std::string error =
+        ErrorOf([&] { session.Forward({.tokens = tokens, .sequences = sequences, .embeddings = embeddings}, tap); });
     EXPECT_EQ(session.Length(0), 5);
     EXPECT_EQ(session.Length(1), 0);
     EXPECT_EQ(Feed(session, then).values, Feed(undisturbed, then).values);
@@ -480,7 +492,8 @@ TEST_F(BadInputTest, IsNamed) {
   EXPECT_THAT(ErrorOfBatch({1, 2, 3}, {0, 1, 0}), HasSubstr("sequence 0 stands twice"));
   EXPECT_THAT(ErrorOfBatch({1, 2, 3, 4}, {0, 0, 0, 0}), HasSubstr("would have 9 tokens; its cache has room for 8"));
   EXPECT_THAT(ErrorOfBatch({1, 2, 3, 4, 5}, {1, 0, 0, 0, 0}), HasSubstr("sequence 0 would have 9 tokens"));
-  EXPECT_THAT(ErrorOfBatch({1, 2}, {0, 0}, std::vector<float>(12)), HasSubstr("expected 2 rows of 12 values, found 12"));
+  EXPECT_THAT(ErrorOfBatch({1, 2}, {0, 0}, std::vector<float>(12)),
+              HasSubstr("expected 2 rows of 12 values, found 12"));
   EXPECT_THAT(ErrorOfBatch({1, 2}, {0, 0}, std::vector<float>(25)), HasSubstr("found 25"));
   EXPECT_THAT(ErrorOfBatch({-1}, {2}, std::vector<float>(12)), HasSubstr("found 2"));
 }
@@ -500,7 +513,8 @@ TEST_F(BadInputTest, AFullCacheTakesNoMore) {
   const std::vector<int32_t> tokens = Tokens(model_, 4);
   const std::vector<float> values = Feed(session, tokens).values;
   EXPECT_EQ(session.Length(0), 4);
-  EXPECT_THAT(ErrorOf([&] { Feed(session, std::span(tokens).first(1)); }), HasSubstr("5 tokens; its cache has room for 4"));
+  EXPECT_THAT(ErrorOf([&] { Feed(session, std::span(tokens).first(1)); }),
+              HasSubstr("5 tokens; its cache has room for 4"));
   EXPECT_EQ(values, RunAlone(model_, tokens));
 }
 
@@ -510,12 +524,14 @@ TEST_F(BadInputTest, SessionsThatCanNotBe) {
   EXPECT_THAT(ErrorOf([&] { Session(model_, 0, 4); }), HasSubstr("at least one"));
   EXPECT_THAT(ErrorOf([&] { Session(model_, -1, 4); }), HasSubstr("at least one"));
   EXPECT_THAT(ErrorOf([&] { Session(model_, 1, 0); }), HasSubstr("at least one"));
-  EXPECT_THAT(ErrorOf([&] { Session(model_, 1, std::numeric_limits<int64_t>::max()); }), HasSubstr("max_position_embeddings"));
+  EXPECT_THAT(ErrorOf([&] { Session(model_, 1, std::numeric_limits<int64_t>::max()); }),
+              HasSubstr("max_position_embeddings"));
 }
 
 TEST(ModelLoad, RefusesWhatItCanNotDo) {
   const RandomModel files;
-  EXPECT_THAT(ErrorOf([&] { files.Load({.dtype = DType::kF64}); }), HasSubstr("F64 is not supported; expected f32, bf16 or f16"));
+  EXPECT_THAT(ErrorOf([&] { files.Load({.dtype = DType::kF64}); }),
+              HasSubstr("F64 is not supported; expected f32, bf16 or f16"));
   EXPECT_THAT(ErrorOf([&] { files.Load({.num_layers = 3}); }), HasSubstr("1 to 2"));
   EXPECT_THAT(ErrorOf([&] { files.Load({.num_layers = 0}); }), HasSubstr("1 to 2"));
   EXPECT_THAT(ErrorOf([&] { files.Load({.num_layers = -2}); }), HasSubstr("1 to 2"));
@@ -565,7 +581,8 @@ TEST_P(StorageTest, FingerprintsAreThoseOfTheRoundedWeights) {
     NarrowFromFloat(GetParam(), values.data(), count, stored.data());
     const int64_t rows = weight.shape.size() == 1 ? 1 : weight.shape[0];
     ASSERT_TRUE(found.contains(weight.name)) << weight.name;
-    EXPECT_EQ(found[weight.name].hash, FingerprintOfMatrix(GetParam(), stored.data(), rows, weight.shape.back())) << weight.name;
+    EXPECT_EQ(found[weight.name].hash, FingerprintOfMatrix(GetParam(), stored.data(), rows, weight.shape.back()))
+        << weight.name;
     EXPECT_EQ(found[weight.name].shape, weight.shape) << weight.name;
   }
 }
@@ -605,7 +622,8 @@ TEST_P(StorageTest, EmbeddingsTakeTheTokensPlace) {
   Recorder recorder;
   const std::vector<float> expected = RunAlone(model, tokens, &recorder);
   std::vector<float> embeddings;
-  for (const auto& [at, row] : recorder.tables["input_embeddings"]) embeddings.insert(embeddings.end(), row.begin(), row.end());
+  for (const auto& [at, row] : recorder.tables["input_embeddings"])
+    embeddings.insert(embeddings.end(), row.begin(), row.end());
   Session session(model, 1, 7);
   const Batch batch{.tokens = none, .sequences = zeros, .embeddings = embeddings, .logits_rows = LogitsRows::kAll};
   EXPECT_EQ(session.Forward(batch).values, expected);
@@ -706,14 +724,17 @@ TEST_F(NpyTest, RefusesWhatIsNotOne) {
 TEST_F(NpyTest, RefusesWhatItCanNotRead) {
   const std::string data = BytesOf(values_);
   for (const char* descr : {">f4", "|O", "<i4", "<f16", "<c8", "", "f4"}) {
-    EXPECT_THAT(ErrorOfFile(NpyText(NpyHeader(descr, "(2, 3)"), data)), HasSubstr("expected little-endian f16, f32 or f64")) << descr;
+    EXPECT_THAT(ErrorOfFile(NpyText(NpyHeader(descr, "(2, 3)"), data)),
+                HasSubstr("expected little-endian f16, f32 or f64"))
+        << descr;
   }
   EXPECT_THAT(ErrorOfFile(NpyText(NpyHeader("<f4", "(2, 3)", "True"), data)), HasSubstr("expected C order"));
   EXPECT_THAT(ErrorOfFile(NpyText("{'descr': '<f4', 'shape': (2, 3)}", data)), HasSubstr("expected C order"));
   EXPECT_THAT(ErrorOfFile(NpyText("{'descr': '<f4', 'fortran_order': False}", data)), HasSubstr("no shape"));
   EXPECT_THAT(ErrorOfFile(NpyText(NpyHeader("<f4", "(-2, 3)"), data)), HasSubstr("no shape"));
   EXPECT_THAT(ErrorOfFile(NpyText(NpyHeader("<f4", "(9999999999999999, 3)"), data)), HasSubstr("impossible"));
-  EXPECT_THAT(ErrorOfFile(NpyText(NpyHeader("<f4", "(999999999999999, 999999999999999, 3)"), data)), HasSubstr("does not fit"));
+  EXPECT_THAT(ErrorOfFile(NpyText(NpyHeader("<f4", "(999999999999999, 999999999999999, 3)"), data)),
+              HasSubstr("does not fit"));
   EXPECT_THAT(ErrorOfFile(NpyText(std::string(60000, '('), data)), Not(HasSubstr("truncated")));
   ErrorOfFile(NpyText("{'descr': '<f4', 'fortran_order': False, 'shape': (" + std::string(60000, ' '), data));
   ErrorOfFile(NpyText("{'descr': '<f4', 'fortran_order':" + std::string(4000, ' ') + "True", data));
@@ -722,11 +743,14 @@ TEST_F(NpyTest, RefusesWhatItCanNotRead) {
 TEST_F(NpyTest, RefusesShapesThatDoNotFitTheModelOrThePrompts) {
   const std::string data = BytesOf(values_);
   for (const char* shape : {"(6,)", "(3, 2)", "(1, 1, 2, 3)", "(2, 3, 1)"}) {
-    EXPECT_THAT(ErrorOfFile(NpyText(NpyHeader("<f4", shape), data)), HasSubstr("expected embeddings of shape [tokens, 3]")) << shape;
+    EXPECT_THAT(ErrorOfFile(NpyText(NpyHeader("<f4", shape), data)),
+                HasSubstr("expected embeddings of shape [tokens, 3]"))
+        << shape;
   }
   EXPECT_THAT(ErrorOfFile(NpyText(NpyHeader("<f4", "()"), data.substr(0, 4))), HasSubstr("expected embeddings"));
   EXPECT_THAT(ErrorOfFile(NpyText(NpyHeader("<f4", "(0, 3)"), "")), HasSubstr("expected embeddings"));
-  EXPECT_THAT(ErrorOfFile(NpyText(NpyHeader("<f4", "(2, 3)"), data), {1}), HasSubstr("holds 2 tokens a sequence, but a prompt has 1"));
+  EXPECT_THAT(ErrorOfFile(NpyText(NpyHeader("<f4", "(2, 3)"), data), {1}),
+              HasSubstr("holds 2 tokens a sequence, but a prompt has 1"));
   EXPECT_THAT(ErrorOfFile(NpyText(NpyHeader("<f4", "(2, 3)"), data), {2, 2}), HasSubstr("holds 1 sequences"));
 }
 

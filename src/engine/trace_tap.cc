@@ -21,7 +21,6 @@ TraceInfo InfoOf(const Model& model, const TraceTapOptions& options, const Selec
   info.producer_version = LOCKSTEP_VERSION;
   info.config_json = model.config().TraceJson();
   info.storage = model.dtype();
-  info.overrides_json = R"({"*_attn_scores": {"storage": "F32"}, "*_attn_probs": {"storage": "F32"}})";
   info.select_points = options.points;
   info.select_layers = options.layers;
   info.select_steps = options.steps;
