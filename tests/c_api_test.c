@@ -18,12 +18,12 @@ static void Fail(int line, const char* what) {
 #define EXPECT_OK(call) EXPECT((call) == LOCKSTEP_OK)
 /* LOCKSTEP_ERROR, with a message that holds `text`. */
 #define EXPECT_ERROR(call, text) EXPECT((call) == LOCKSTEP_ERROR && strstr(lockstep_last_error(), text) != NULL)
-#define REQUIRE(condition)          \
-  do {                              \
-    if (!(condition)) {             \
-      Fail(__LINE__, #condition);   \
-      exit(1);                      \
-    }                               \
+#define REQUIRE(condition)        \
+  do {                            \
+    if (!(condition)) {           \
+      Fail(__LINE__, #condition); \
+      exit(1);                    \
+    }                             \
   } while (0)
 
 enum { kVocab = 2048, kTokens = 7, kLayers = 5, kHeads = 6, kHeadDim = 48 };
@@ -63,7 +63,9 @@ static float* Logits(lockstep_model* model) {
   return logits;
 }
 
-static int SameBits(const float* a, const float* b) { return memcmp(a, b, (kTokens + 1) * kVocab * sizeof(float)) == 0; }
+static int SameBits(const float* a, const float* b) {
+  return memcmp(a, b, (kTokens + 1) * kVocab * sizeof(float)) == 0;
+}
 
 static int Exists(const char* dir, const char* name) {
   const Path path = Join(dir, name);
@@ -92,9 +94,10 @@ static void TestConfig(void) {
   static const struct {
     const char* key;
     int64_t value;
-  } kNumbers[] = {{"vocab_size", kVocab},        {"hidden_size", 192},         {"num_hidden_layers", kLayers},
-                  {"num_attention_heads", kHeads}, {"num_key_value_heads", 2}, {"head_dim", kHeadDim},
-                  {"intermediate_size", 512},    {"max_position_embeddings", 4096}};
+  } kNumbers[] = {{"vocab_size", kVocab},         {"hidden_size", 192},
+                  {"num_hidden_layers", kLayers}, {"num_attention_heads", kHeads},
+                  {"num_key_value_heads", 2},     {"head_dim", kHeadDim},
+                  {"intermediate_size", 512},     {"max_position_embeddings", 4096}};
   lockstep_model* model = Load(NULL);
   int64_t value;
   size_t i;
@@ -302,7 +305,8 @@ static void TestTaps(void) {
   EXPECT(count.calls == 4 && count.scores == 2 && count.bad == 0);
   free(after);
 
-  /* A tap that replaces: tokens before it are untouched, it and those after it are not; other models know nothing of it. */
+  /* A tap that replaces: tokens before it are untouched, it and those after it are not; other models know nothing of
+   * it. */
   EXPECT_OK(lockstep_model_set_tap(model, NegateHead, &calls, "layer_2_attn_q_rope"));
   after = Logits(model);
   EXPECT(calls == 1);

@@ -2,8 +2,8 @@
 
     python tools/random_checkpoint.py 0.6b /tmp/qwen3-0.6b
 
-Weights are normal with std 0.02 (norms near 1), bf16, one layer's at a time in shards, so that memory stays small. The tokenizer is not
-written: use `--tokens`.
+Weights are normal with std 0.02 (norms near 1), bf16, one layer's at a time in shards, so that memory stays small.
+The tokenizer is not written: use `--tokens`.
 """
 
 import argparse
@@ -95,7 +95,9 @@ def main() -> None:
     for layer in range(layers):
         write(f"model-layer-{layer:03d}.safetensors", layer_weights(layer, hidden, intermediate, heads, kv_heads))
     (args.out / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}, indent=1))
-    (args.out / "config.json").write_text(json.dumps(config(layers, hidden, intermediate, heads, kv_heads, tied), indent=1))
+    (args.out / "config.json").write_text(
+        json.dumps(config(layers, hidden, intermediate, heads, kv_heads, tied), indent=1)
+    )
 
 
 if __name__ == "__main__":

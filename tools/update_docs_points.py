@@ -1,4 +1,4 @@
-"""Writes the point table into docs/points.md, between its two markers: `update_docs_points.py build/release/src/points`."""
+"""Writes the point table into docs/points.md: `update_docs_points.py build/release/src/points`."""
 
 import subprocess
 import sys

@@ -30,13 +30,14 @@ struct Config {
   std::string TraceJson() const;
 };
 
-// Reads MODEL/config.json. Throws Error naming key, expected and found: what is not a dense Qwen3, what is missing (rope_theta is
-// never guessed), and what is not supported (rope scaling, sliding windows, attention bias, other activations).
+// Reads MODEL/config.json. Throws Error naming key, expected and found: what is not a dense Qwen3, what is missing
+// (rope_theta is never guessed), and what is not supported (rope scaling, sliding windows, attention bias, other
+// activations).
 Config ReadConfig(const std::string& model_dir);
 
 struct Weight {
-  std::string name;             // "model.layers.0.self_attn.q_proj.weight"
-  DType dtype = DType::kF32;    // F32, BF16 or F16
+  std::string name;           // "model.layers.0.self_attn.q_proj.weight"
+  DType dtype = DType::kF32;  // F32, BF16 or F16
   std::vector<int64_t> shape;
   const std::byte* data = nullptr;  // may be unaligned; lives as long as the checkpoint
   size_t bytes = 0;
@@ -44,8 +45,9 @@ struct Weight {
 
 class Checkpoint {
  public:
-  // Reads config.json, maps the weights and checks that every weight the first `num_layers` layers need is there with its shape and a
-  // float dtype. num_layers -1: all of config.json; else config().num_hidden_layers becomes num_layers. Throws Error otherwise.
+  // Reads config.json, maps the weights and checks that every weight the first `num_layers` layers need is there with
+  // its shape and a float dtype. num_layers -1: all of config.json; else config().num_hidden_layers becomes num_layers.
+  // Throws Error otherwise.
   static Checkpoint Open(const std::string& model_dir, int num_layers = -1);
 
   Checkpoint(Checkpoint&&) noexcept;

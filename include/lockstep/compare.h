@@ -1,5 +1,5 @@
-// Comparing two implementations by their traces: how far every point of the candidate is from the reference, and what is missing.
-// The result is one plain struct; the reports only print it.
+// Comparing two implementations by their traces: how far every point of the candidate is from the reference, and what
+// is missing. The result is one plain struct; the reports only print it.
 //
 //   CompareResult result = Compare({"py.trace"}, {"cpp.trace"}, {.rtol = 1e-3});
 //   std::cout << TextReport(result);
@@ -22,15 +22,15 @@
 namespace lockstep {
 
 struct CompareOptions {
-  // The user's own tolerance, numpy's allclose rule: |candidate - reference| <= atol + rtol * |reference|. Where only one is
-  // given, the other is 0.
+  // The user's own tolerance, numpy's allclose rule: |candidate - reference| <= atol + rtol * |reference|. Where only
+  // one is given, the other is 0.
   std::optional<double> atol;
   std::optional<double> rtol;
   // Selections as in docs/trace-format.md; empty means everything that both sides hold.
   std::string points;
   std::string layers;
-  // (reference sequence, candidate sequence); empty: paired by their input_ids. One trace a side: numbers as in the trace. Several
-  // traces: 0, 1, 2, … through the traces in the order given and the sequences inside them.
+  // (reference sequence, candidate sequence); empty: paired by their input_ids. One trace a side: numbers as in the
+  // trace. Several traces: 0, 1, 2, … through the traces in the order given and the sequences inside them.
   std::vector<std::pair<int, int>> pairs;
   // Called after each point, from the calling thread.
   std::function<void(size_t points_done, size_t points_total)> progress;
@@ -67,8 +67,9 @@ struct SideStats {
   std::optional<Place> first_inf;
 };
 
-// a is the candidate, b the reference. Pairs of NaNs and pairs of the same infinity count as equal and are left out of every sum;
-// all other pairs with a NaN or an infinity are non-finite mismatches and are left out, too. Sums are taken in f64.
+// a is the candidate, b the reference. Pairs of NaNs and pairs of the same infinity count as equal and are left out of
+// every sum; all other pairs with a NaN or an infinity are non-finite mismatches and are left out, too. Sums are taken
+// in f64.
 struct PointResult {
   std::string name;   // "layer_3_attn_q_rope"
   int layer = -1;     // 3; -1 outside the layers
@@ -78,23 +79,24 @@ struct PointResult {
   int64_t rows = 0;                // joined
   int64_t rows_only_reference = 0;
   int64_t rows_only_candidate = 0;
-  int64_t elements = 0;            // compared as numbers
+  int64_t elements = 0;  // compared as numbers
 
-  bool bit_identical = false;      // as values of the wider dtype
+  bool bit_identical = false;  // as values of the wider dtype
   SideStats reference;
   SideStats candidate;
 
-  double max_abs = 0;      // |a - b|
+  double max_abs = 0;  // |a - b|
   double mean_abs = 0;
-  double max_rel = 0;      // |a - b| / |b| where b != 0
+  double max_rel = 0;  // |a - b| / |b| where b != 0
   double mean_rel = 0;
   int64_t zero_mismatches = 0;  // b == 0, a != 0: such elements have no relative difference
-  double cosine = 1;       // two zero vectors: 1; zero against non-zero: 0
-  double relative_l2 = 0;  // |a - b| / |b|; infinite where only b is zero
-  double snr_db = 0;       // 20 log10(|b| / |a - b|); infinite where equal
-  double best_scale = 1;   // <a, b> / <b, b>
+  double cosine = 1;            // two zero vectors: 1; zero against non-zero: 0
+  double relative_l2 = 0;       // |a - b| / |b|; infinite where only b is zero
+  double snr_db = 0;            // 20 log10(|b| / |a - b|); infinite where equal
+  double best_scale = 1;        // <a, b> / <b, b>
 
-  std::array<double, 4> within{};     // shares of the elements within kTolerances; a non-finite or mask mismatch is outside
+  std::array<double, 4>
+      within{};  // shares of the elements within kTolerances; a non-finite or mask mismatch is outside
   std::optional<double> within_user;  // the same for the user's tolerance, if there is one
   bool user_tolerance_missed = false;
 
@@ -123,16 +125,16 @@ struct PointResult {
 };
 
 enum class FailureKind : uint8_t {
-  kTraceError,      // the writer itself reported an error
-  kMissing,         // a promised point is missing
-  kMissingRows,     // a promised point lacks rows of tokens that were run
-  kDuplicate,       // a point was recorded twice in one step
-  kShape,           // row shapes differ, between the sides or between steps
-  kShards,          // a shard is missing, or shards do not fit together
-  kReplicas,        // ranks that should hold the same values do not
-  kAllZero,         // zeros where the other side has none
-  kSameAsLayer,     // byte-identical to another layer's
-  kSameAsStep,      // byte-identical to another step's
+  kTraceError,   // the writer itself reported an error
+  kMissing,      // a promised point is missing
+  kMissingRows,  // a promised point lacks rows of tokens that were run
+  kDuplicate,    // a point was recorded twice in one step
+  kShape,        // row shapes differ, between the sides or between steps
+  kShards,       // a shard is missing, or shards do not fit together
+  kReplicas,     // ranks that should hold the same values do not
+  kAllZero,      // zeros where the other side has none
+  kSameAsLayer,  // byte-identical to another layer's
+  kSameAsStep,   // byte-identical to another step's
 };
 std::string_view FailureKindName(FailureKind kind);  // "missing", "all-zero", …
 
@@ -176,7 +178,7 @@ struct SideSummary {
   size_t runs = 0;              // traces, the ranks of one run counted once
   size_t steps = 0;
   size_t sequences = 0;
-  size_t tokens = 0;            // distinct (sequence, position)
+  size_t tokens = 0;  // distinct (sequence, position)
   size_t points = 0;
   bool closed = true;
 };
@@ -194,7 +196,7 @@ struct CompareResult {
   std::vector<Failure> failures;
   std::vector<WeightDifference> weights;
   size_t weights_compared = 0;
-  std::vector<PointResult> points;  // in execution order
+  std::vector<PointResult> points;       // in execution order
   std::array<size_t, 4> class_counts{};  // of the points, by DiffClass
   size_t bit_identical = 0;              // points
   size_t failing = 0;                    // points with reasons
@@ -212,9 +214,9 @@ struct CompareResult {
   int ExitCode() const;
 };
 
-// Several traces a side: batches split into runs, or the ranks of one run. Throws Error for what cannot be compared: bad traces,
-// different tokens or configs, nothing in common.
-CompareResult Compare(const std::vector<std::string>& reference_traces, const std::vector<std::string>& candidate_traces,
-                      const CompareOptions& options = {});
+// Several traces a side: batches split into runs, or the ranks of one run. Throws Error for what cannot be compared:
+// bad traces, different tokens or configs, nothing in common.
+CompareResult Compare(const std::vector<std::string>& reference_traces,
+                      const std::vector<std::string>& candidate_traces, const CompareOptions& options = {});
 
 }  // namespace lockstep

@@ -1,4 +1,5 @@
-// Element types. `DType` itself is defined in capture.hpp, because that file has to stand alone in other people's engines.
+// Element types. `DType` itself is defined in capture.hpp, because that file has to stand alone in other people's
+// engines.
 #pragma once
 
 #include <cstddef>

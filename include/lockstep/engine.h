@@ -1,5 +1,5 @@
-// The built-in Qwen3 engine: prefill in one shot or in chunks, decode with a KV cache, ragged batches, and a tap at every point of
-// the table (points.h) that can observe and replace the tensor on its way.
+// The built-in Qwen3 engine: prefill in one shot or in chunks, decode with a KV cache, ragged batches, and a tap at
+// every point of the table (points.h) that can observe and replace the tensor on its way.
 //
 //   Model model = Model::Load("models/tiny-qwen3", {.dtype = DType::kBF16});
 //   Session session(model, /*num_sequences=*/1, /*max_tokens=*/256);
@@ -42,8 +42,8 @@ struct TapTensor {
   Point point;
   int layer;  // -1 outside the layers
   DType dtype;
-  std::vector<int64_t> shape;     // axes as in the point table
-  std::vector<int64_t> strides;   // in elements
+  std::vector<int64_t> shape;    // axes as in the point table
+  std::vector<int64_t> strides;  // in elements
   void* data;
   std::span<const int32_t> rows;  // [shape[0]] indices into the batch's tokens
 };
@@ -51,7 +51,8 @@ struct TapTensor {
 class Tap {
  public:
   virtual ~Tap() = default;
-  // Asked before a point; the engine skips work that nobody wants (attn_scores and attn_probs are only materialised when wanted).
+  // Asked before a point; the engine skips work that nobody wants (attn_scores and attn_probs are only materialised
+  // when wanted).
   virtual bool Wants(Point point, int layer) = 0;
   virtual void OnBegin(const Batch& batch, std::span<const int32_t> positions) = 0;
   virtual void OnTensor(const TapTensor& tensor) = 0;
@@ -76,7 +77,8 @@ class Model {
   DType dtype() const;
   const Checkpoint& checkpoint() const;
 
-  // Fingerprints (docs/trace-format.md) of all logical weights, from the memory that the matrix products read; reads all of it.
+  // Fingerprints (docs/trace-format.md) of all logical weights, from the memory that the matrix products read; reads
+  // all of it.
   struct Fingerprint {
     std::string name;
     std::vector<int64_t> shape;
@@ -116,7 +118,8 @@ class Session {
   Session& operator=(Session&&) noexcept;
   ~Session();
 
-  // Throws Error for bad input (ids out of range, cache full, sequences not consecutive) and leaves the cache as it was.
+  // Throws Error for bad input (ids out of range, cache full, sequences not consecutive) and leaves the cache as it
+  // was.
   Logits Forward(const Batch& batch, Tap* tap = nullptr);
 
   // Tokens in the cache of a sequence.
@@ -128,9 +131,10 @@ class Session {
   std::unique_ptr<Impl> impl_;
 };
 
-// Embeddings for Batch::embeddings, one [T, hidden] block a sequence. source: a .npy file of shape [T, hidden] or [B, T, hidden], or an edge
-// case: "zeros", "tiny" (about 1e-6) or "huge" (about 1e4), whose value at token t, channel c is scale · ((splitmix64(t · hidden + c) >> 40) ·
-// 2^-23 - 1) with scale 0, 2^-20 or 2^13. prompt_lengths: T of each sequence; empty, with a file: as the file says. Throws Error.
+// Embeddings for Batch::embeddings, one [T, hidden] block a sequence. source: a .npy file of shape [T, hidden] or [B,
+// T, hidden], or an edge case: "zeros", "tiny" (about 1e-6) or "huge" (about 1e4), whose value at token t, channel c is
+// scale · ((splitmix64(t · hidden + c) >> 40) · 2^-23 - 1) with scale 0, 2^-20 or 2^13. prompt_lengths: T of each
+// sequence; empty, with a file: as the file says. Throws Error.
 std::vector<std::vector<float>> InputEmbeddings(const std::string& source, int64_t hidden,
                                                 std::span<const int64_t> prompt_lengths);
 

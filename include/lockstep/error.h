@@ -1,4 +1,5 @@
-// The one exception type of Lockstep: bad input, missing data, a full disk. A bug asserts instead, and a difference is a value.
+// The one exception type of Lockstep: bad input, missing data, a full disk. A bug asserts instead, and a difference is
+// a value.
 #pragma once
 
 #include <stdexcept>

@@ -1,5 +1,6 @@
-// The point table: the named places of a dense Qwen3 at which every implementation can be observed. It is the one map that the
-// engine, the reference, the comparison and the documentation share; python/lockstep/points.json and docs/points.md are generated from it.
+// The point table: the named places of a dense Qwen3 at which every implementation can be observed. It is the one map
+// that the engine, the reference, the comparison and the documentation share; python/lockstep/points.json and
+// docs/points.md are generated from it.
 #pragma once
 
 #include <cstdint>
@@ -53,7 +54,8 @@ struct PointSpec {
   std::string_view meaning;
 };
 
-// A tensor name taken apart: "layer_3_attn_q_rope" is {&spec of attn_q_rope, 3}; layer is -1 for points outside the layers.
+// A tensor name taken apart: "layer_3_attn_q_rope" is {&spec of attn_q_rope, 3}; layer is -1 for points outside the
+// layers.
 struct PointRef {
   const PointSpec* spec;
   int layer;
@@ -74,8 +76,8 @@ int LayerOf(std::string_view name);
 // "layer_3_my_point" -> "my_point"; the whole name where there is no such prefix.
 std::string_view WithoutLayer(std::string_view name);
 
-// Sorts names in execution order: table points by (layer, place in the table); a user's own point after the table points
-// of its layer, by name; own points outside the layers at the very end.
+// Sorts names in execution order: table points by (layer, place in the table); a user's own point after the table
+// points of its layer, by name; own points outside the layers at the very end.
 std::vector<std::string> InExecutionOrder(std::vector<std::string> names);
 
 // Every point of a model with that many layers, in execution order; those on request only when asked for.

@@ -16,11 +16,12 @@ struct TextOptions {
 
 std::string TextReport(const CompareResult& result, const TextOptions& options = {});
 
-// Everything, as one object; numbers that JSON lacks are the strings "NaN", "Infinity" and "-Infinity". "schema": "lockstep-compare/1".
+// Everything, as one object; numbers that JSON lacks are the strings "NaN", "Infinity" and "-Infinity". "schema":
+// "lockstep-compare/1".
 std::string JsonReport(const CompareResult& result);
 
-// Names and messages come from traces and are not trusted: control characters (C0, DEL, C1), direction overrides and bytes that are no
-// UTF-8 become \\xNN or \\u{NNNN}, so that nothing moves a terminal's cursor.
+// Names and messages come from traces and are not trusted: control characters (C0, DEL, C1), direction overrides and
+// bytes that are no UTF-8 become \\xNN or \\u{NNNN}, so that nothing moves a terminal's cursor.
 std::string Escaped(std::string_view text);
 
 }  // namespace lockstep

@@ -25,29 +25,30 @@ struct Shard {
 struct TraceTensor {
   std::string name;
   DType dtype = DType::kF32;
-  std::vector<int64_t> shape;        // as stored
-  std::vector<std::string> axes;     // as stored; empty for a user's own point: then the token axis is the first
+  std::vector<int64_t> shape;     // as stored
+  std::vector<std::string> axes;  // as stored; empty for a user's own point: then the token axis is the first
   int token_axis = 0;
-  const std::byte* data = nullptr;   // may be unaligned; lives as long as the reader
+  const std::byte* data = nullptr;  // may be unaligned; lives as long as the reader
   size_t bytes = 0;
-  std::vector<int32_t> rows;         // [R] indices into the step's tokens; always filled, R == shape[token_axis]
-  std::vector<int32_t> keys;         // [R, K] absolute key positions where they are not 0, 1, 2, …; else empty
+  std::vector<int32_t> rows;  // [R] indices into the step's tokens; always filled, R == shape[token_axis]
+  std::vector<int32_t> keys;  // [R, K] absolute key positions where they are not 0, 1, 2, …; else empty
   std::string layout;
   std::optional<Shard> shard;
-  bool partial = false;              // the true tensor is the sum over the ranks
+  bool partial = false;  // the true tensor is the sum over the ranks
   int rank = 0;
-  std::string file;                  // path of the step file that holds it
+  std::string file;  // path of the step file that holds it
 };
 
-// All elements in stored order, widened to f32 (f64 and integers are rounded). Throws Error for dtypes that are no numbers.
+// All elements in stored order, widened to f32 (f64 and integers are rounded). Throws Error for dtypes that are no
+// numbers.
 std::vector<float> ToFloats(const TraceTensor& tensor);
 
 struct TraceStep {
   Phase phase = Phase::kPrefill;
-  std::vector<int32_t> positions;    // [T]
-  std::vector<int32_t> sequences;    // [T]; -1 is padding
-  std::vector<int32_t> input_ids;    // [T], -1 where there was no token; empty where the trace has none
-  std::vector<TraceTensor> tensors;  // of all ranks; without positions, sequences, input_ids, rows:*, keys:*
+  std::vector<int32_t> positions;       // [T]
+  std::vector<int32_t> sequences;       // [T]; -1 is padding
+  std::vector<int32_t> input_ids;       // [T], -1 where there was no token; empty where the trace has none
+  std::vector<TraceTensor> tensors;     // of all ranks; without positions, sequences, input_ids, rows:*, keys:*
   std::vector<std::string> duplicates;  // names recorded twice by one rank
   std::vector<std::string> files;
 
@@ -71,7 +72,7 @@ struct TraceMeta {
   DType operands = DType::kF32;
   DType accumulate = DType::kF32;
   DType cache = DType::kF32;
-  bool has_arithmetic = false;  // false: nothing was declared, the dtypes above are guesses
+  bool has_arithmetic = false;              // false: nothing was declared, the dtypes above are guesses
   std::vector<std::string> points;          // promised
   std::vector<std::string> not_observable;  // patterns
   std::string select_points, select_layers, select_steps, select_rows;
@@ -83,8 +84,8 @@ struct TraceMeta {
 
 class TraceReader {
  public:
-  // Takes a shared lock, maps every file and validates everything. Throws Error for bad input of any kind: no trace, a newer version, a
-  // directory that is being written, damaged files. `path` may end in a slash.
+  // Takes a shared lock, maps every file and validates everything. Throws Error for bad input of any kind: no trace, a
+  // newer version, a directory that is being written, damaged files. `path` may end in a slash.
   static TraceReader Open(const std::string& path);
 
   TraceReader(TraceReader&&) noexcept;
@@ -106,8 +107,9 @@ class TraceReader {
   std::unique_ptr<Impl> impl_;
 };
 
-// Cuts the unindexed tails of a trace that a killed writer left behind and closes it, after which every safetensors reader opens its
-// files. Returns what was done, one line each. Throws Error when the trace is being written or is damaged otherwise.
+// Cuts the unindexed tails of a trace that a killed writer left behind and closes it, after which every safetensors
+// reader opens its files. Returns what was done, one line each. Throws Error when the trace is being written or is
+// damaged otherwise.
 std::vector<std::string> RepairTrace(const std::string& path);
 
 }  // namespace lockstep

@@ -1,4 +1,5 @@
-// The fingerprint of a weight (docs/trace-format.md): one changed element, or a transposition, changes it; any order of summation gives the same.
+// The fingerprint of a weight (docs/trace-format.md): one changed element, or a transposition, changes it; any order of
+// summation gives the same.
 #pragma once
 
 #include <cstddef>

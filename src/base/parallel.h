@@ -9,7 +9,8 @@ namespace lockstep {
 
 int MaxThreads();
 
-// Calls body(i) for i in [0, count), spread over the threads in contiguous blocks. The first exception is rethrown in the caller.
+// Calls body(i) for i in [0, count), spread over the threads in contiguous blocks. The first exception is rethrown in
+// the caller.
 template <typename Body>
 void ParallelFor(int64_t count, Body&& body) {
   std::exception_ptr error;

@@ -160,7 +160,8 @@ int lockstep_model_set_tap(lockstep_model* model, lockstep_tap tap, void* user, 
 int lockstep_session_create(lockstep_model* model, int32_t num_sequences, int64_t max_tokens, lockstep_session** out) {
   return Guarded([&] {
     *NotNull(out, "out") = nullptr;
-    *out = new lockstep_session{model, num_sequences, Session(NotNull(model, "model")->model, num_sequences, max_tokens)};
+    *out =
+        new lockstep_session{model, num_sequences, Session(NotNull(model, "model")->model, num_sequences, max_tokens)};
     return LOCKSTEP_OK;
   });
 }

@@ -19,7 +19,8 @@ void AddCapture(CLI::App& app, int& exit_code) {
   options->run.options.AddTo(*command);
   options->input.AddTo(*command);
   command->add_option("--from", options->from, "Feed exactly the sequences of this trace, decode steps included");
-  command->add_option("--chunk", options->run.chunk, "Prefill in chunks of this many tokens")->check(CLI::PositiveNumber);
+  command->add_option("--chunk", options->run.chunk, "Prefill in chunks of this many tokens")
+      ->check(CLI::PositiveNumber);
   command->add_option("--out", options->run.out, "The trace to write (default: cpp.trace)");
   command->add_option("--python", options->python, "Python interpreter, for the tokenizer");
   command->callback([options, &exit_code] {

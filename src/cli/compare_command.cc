@@ -14,12 +14,16 @@ void AddCompare(CLI::App& app, int& exit_code) {
   CLI::App* command = app.add_subcommand("compare", "Compare two traces: REFERENCE CANDIDATE");
   command->add_option("reference", options->reference, "Trace of the reference")->required();
   command->add_option("candidate", options->candidate, "Trace of the candidate")->required();
-  command->add_option("--more-reference", options->more_reference, "A further trace of the reference: a batch run in parts, or another rank")
+  command
+      ->add_option("--more-reference", options->more_reference,
+                   "A further trace of the reference: a batch run in parts, or another rank")
       ->allow_extra_args(false);
-  command->add_option("--more-candidate", options->more_candidate, "A further trace of the candidate")->allow_extra_args(false);
+  command->add_option("--more-candidate", options->more_candidate, "A further trace of the candidate")
+      ->allow_extra_args(false);
   command->add_option("--points", options->points, "Compare only these points: attn_*,logits");
   command->add_option("--layers", options->layers, "Compare only these layers: 0,2-4");
-  command->add_option("--pair", options->pairs, "Pair these sequences: REFERENCE:CANDIDATE; repeat it")->allow_extra_args(false);
+  command->add_option("--pair", options->pairs, "Pair these sequences: REFERENCE:CANDIDATE; repeat it")
+      ->allow_extra_args(false);
   options->AddTo(*command);
   command->callback([options, &exit_code] {
     std::vector<std::string> reference = {options->reference};

@@ -33,7 +33,8 @@ TextOptions TerminalOptions(bool all) {
   const char* no_color = std::getenv("NO_COLOR");
   out.color = isatty(STDOUT_FILENO) != 0 && (no_color == nullptr || *no_color == '\0');
   winsize size{};
-  if (isatty(STDOUT_FILENO) != 0 && ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) out.width = size.ws_col;
+  if (isatty(STDOUT_FILENO) != 0 && ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0)
+    out.width = size.ws_col;
   return out;
 }
 
@@ -49,7 +50,8 @@ void ShowProgress(size_t done, size_t total) {
 }  // namespace
 
 void ComparisonOptions::AddTo(CLI::App& command) {
-  command.add_option("--atol", atol, "Your own absolute tolerance: |c - r| <= atol + rtol |r|")->check(CLI::NonNegativeNumber);
+  command.add_option("--atol", atol, "Your own absolute tolerance: |c - r| <= atol + rtol |r|")
+      ->check(CLI::NonNegativeNumber);
   command.add_option("--rtol", rtol, "Your own relative tolerance")->check(CLI::NonNegativeNumber);
   command.add_option("--json", json, "Write everything that was found to this file");
   command.add_flag("--all", all, "Show every point, also of layers that are all EXCELLENT");

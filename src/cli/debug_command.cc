@@ -88,7 +88,8 @@ int Debug(const DebugOptions& options) {
 
 void AddDebug(CLI::App& app, int& exit_code) {
   auto options = std::make_shared<DebugOptions>();
-  CLI::App* command = app.add_subcommand("debug", "Run PyTorch and the C++ engine on the same input and compare every point");
+  CLI::App* command =
+      app.add_subcommand("debug", "Run PyTorch and the C++ engine on the same input and compare every point");
   options->run.AddTo(*command);
   options->input.AddTo(*command);
   options->comparison.AddTo(*command);

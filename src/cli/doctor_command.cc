@@ -1,4 +1,5 @@
-// `lockstep doctor`: what is installed, what is missing and how to get it; then a self-test that must find a planted difference.
+// `lockstep doctor`: what is installed, what is missing and how to get it; then a self-test that must find a planted
+// difference.
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -42,7 +43,8 @@ std::string CpuFlags() {
     if (!line.starts_with("flags")) continue;
     std::string out;
     for (const char* flag : {"avx2", "fma", "avx512f", "avx512bw", "avx512_bf16", "amx_bf16"}) {
-      if ((line + " ").find(std::string(" ") + flag + " ") != std::string::npos) out += std::string(out.empty() ? "" : " ") + flag;
+      if ((line + " ").find(std::string(" ") + flag + " ") != std::string::npos)
+        out += std::string(out.empty() ? "" : " ") + flag;
     }
     return out.empty() ? "none of AVX2 and later" : out;
   }
@@ -81,13 +83,15 @@ bool CheckPython(const std::string& given) {
     const std::string code = fmt::format("import importlib.metadata as m, {0}; print(m.version('{0}'))", package.name);
     const bool there = RunPythonCode(python, code, &found) == 0;
     found.erase(found.find_last_not_of('\n') + 1);
-    fmt::print("  {:<12}{}\n", package.name, there ? found : fmt::format("missing; needed for {}: pip install {}", package.needed_for, package.name));
+    fmt::print("  {:<12}{}\n", package.name,
+               there ? found : fmt::format("missing; needed for {}: pip install {}", package.needed_for, package.name));
     complete = complete && (there || std::string(package.name) == "transformers");
   }
   std::string where;
   const bool own = RunPythonCode(python, "import lockstep; print(lockstep.__path__[0])", &where) == 0;
   where.erase(where.find_last_not_of('\n') + 1);
-  fmt::print("  {:<12}{}\n", "lockstep", own ? where : "missing; install the wheel, or set PYTHONPATH to the source's python/");
+  fmt::print("  {:<12}{}\n", "lockstep",
+             own ? where : "missing; install the wheel, or set PYTHONPATH to the source's python/");
   return complete && own;
 }
 
@@ -140,7 +144,8 @@ std::string SelfTest() {
   WriteSample(scratch.Inside("a"), 0.0F);
   WriteSample(scratch.Inside("b"), 0.0F);
   WriteSample(scratch.Inside("c"), 0.5F);
-  if (Compare({scratch.Inside("a")}, {scratch.Inside("b")}).ExitCode() != 0) return "two equal traces were called different";
+  if (Compare({scratch.Inside("a")}, {scratch.Inside("b")}).ExitCode() != 0)
+    return "two equal traces were called different";
   const CompareResult result = Compare({scratch.Inside("a")}, {scratch.Inside("c")});
   if (result.ExitCode() != 1 || !result.first_significant) return "a planted difference was not found";
   const PointResult& first = result.points[*result.first_significant];
@@ -160,7 +165,8 @@ void AddDoctor(CLI::App& app, int& exit_code) {
     CheckMachine();
     const bool complete = CheckPython(*python);
     const std::string problem = SelfTest();
-    fmt::print("self-test     {}\n", problem.empty() ? "passed: wrote, read and compared traces and found a planted difference" : problem);
+    fmt::print("self-test     {}\n",
+               problem.empty() ? "passed: wrote, read and compared traces and found a planted difference" : problem);
     if (!problem.empty()) {
       exit_code = kDifferent;
     } else {

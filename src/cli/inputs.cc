@@ -72,7 +72,8 @@ void ModelRunOptions::AddTo(CLI::App& command) {
   command.add_option("--dtype", dtype, "Storage of weights and activations: f32, bf16, f16")
       ->check(CLI::IsMember({"f32", "bf16", "f16"}));
   command.add_option("--num-layers", num_layers, "Only the first N layers")->check(CLI::PositiveNumber);
-  command.add_option("--points", points, "Capture only these points: attn_*,logits (attn_scores and attn_probs must be named)");
+  command.add_option("--points", points,
+                     "Capture only these points: attn_*,logits (attn_scores and attn_probs must be named)");
   command.add_option("--layers", layers, "Capture only these layers: 0,2-4");
   command.add_option("--steps", steps, "Capture only these steps: 0,5-7");
   command.add_option("--rows", rows, "Capture only these tokens of a step: last:16, or positions 0-3,100");

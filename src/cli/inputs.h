@@ -14,9 +14,9 @@ inline constexpr const char* kDefaultInput = "In the beginning God created the h
 
 struct InputOptions {
   std::vector<std::string> texts;
-  std::string file;                  // one prompt a line
-  std::vector<std::string> tokens;   // "1,2,3"
-  std::string embeddings;            // a .npy file, "zeros", "tiny" or "huge"
+  std::string file;                 // one prompt a line
+  std::vector<std::string> tokens;  // "1,2,3"
+  std::string embeddings;           // a .npy file, "zeros", "tiny" or "huge"
   int decode = 0;
 
   void AddTo(CLI::App& command);
@@ -37,17 +37,17 @@ struct ModelRunOptions {
 
 // One sequence to run: a prompt in one or more prefill calls, then tokens that are fed one a step.
 struct SequenceInput {
-  std::vector<int32_t> prompt;     // [T]
-  std::vector<int32_t> forced;     // tokens of the decode steps; empty: the engine's own greedy choice
-  std::vector<float> embeddings;   // [T, hidden] to use for the prompt, or empty
+  std::vector<int32_t> prompt;    // [T]
+  std::vector<int32_t> forced;    // tokens of the decode steps; empty: the engine's own greedy choice
+  std::vector<float> embeddings;  // [T, hidden] to use for the prompt, or empty
 };
 
 // The prompts of the options as token ids. Text goes through the model's tokenizer, in Python.
 std::vector<std::vector<int32_t>> PromptTokens(const InputOptions& options, const std::string& model,
                                                const std::string& python);
 
-// Every sequence of a trace, so that another implementation can be fed exactly the same. Throws Error if the trace has no ids.
+// Every sequence of a trace, so that another implementation can be fed exactly the same. Throws Error if the trace has
+// no ids.
 std::vector<SequenceInput> SequencesOf(const std::string& trace);
-
 
 }  // namespace lockstep::cli

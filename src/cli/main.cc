@@ -10,7 +10,7 @@ namespace {
 
 constexpr AddCommand kCommands[] = {
 #ifdef LOCKSTEP_ENGINE
-    AddDebug, AddCapture,
+    AddDebug,     AddCapture,
 #endif
     AddReference, AddCompare, AddShow, AddImport, AddExport, AddDoctor,
 };

@@ -114,7 +114,8 @@ int Spawn(const Python& python, std::vector<std::string> arguments, std::string*
   arguments.insert(arguments.begin(), python.executable);
   const std::string what = python.executable + " " + (arguments.size() > 2 ? arguments[2] : "");
   int pipe_ends[2] = {-1, -1};
-  if (output != nullptr && pipe2(pipe_ends, O_CLOEXEC) != 0) throw Error(std::string("no pipe: ") + std::strerror(errno));
+  if (output != nullptr && pipe2(pipe_ends, O_CLOEXEC) != 0)
+    throw Error(std::string("no pipe: ") + std::strerror(errno));
 
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
@@ -149,7 +150,8 @@ Python FindPython(const std::string& given) {
     return {*dir / kVenvPython, "the .venv beside the program", package_path};
   }
   if (const auto python = InPath("python3")) return {*python, "PATH", package_path};
-  throw Error("no Python: expected --python, LOCKSTEP_PYTHON, ./.venv or python3 in PATH; `lockstep doctor` tells more");
+  throw Error(
+      "no Python: expected --python, LOCKSTEP_PYTHON, ./.venv or python3 in PATH; `lockstep doctor` tells more");
 }
 
 int RunPython(const Python& python, const std::string& module, const std::vector<std::string>& arguments,

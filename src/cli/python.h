@@ -12,12 +12,12 @@ struct Python {
   std::string package_path;  // directory that holds the `lockstep` package, or empty: it is installed
 };
 
-// --python, LOCKSTEP_PYTHON, the interpreter beside this program (where a wheel puts it), ./.venv, the .venv of the source tree that this
-// program was built in, then PATH. Throws Error when a given one cannot be run, or none is found.
+// --python, LOCKSTEP_PYTHON, the interpreter beside this program (where a wheel puts it), ./.venv, the .venv of the
+// source tree that this program was built in, then PATH. Throws Error when a given one cannot be run, or none is found.
 Python FindPython(const std::string& given);
 
-// Runs `python -m module arguments…` with the terminal as its stderr. Returns its exit code. Throws Error when it cannot be started
-// or is killed. If `output` is not null, it receives the child's stdout.
+// Runs `python -m module arguments…` with the terminal as its stderr. Returns its exit code. Throws Error when it
+// cannot be started or is killed. If `output` is not null, it receives the child's stdout.
 int RunPython(const Python& python, const std::string& module, const std::vector<std::string>& arguments,
               std::string* output = nullptr);
 

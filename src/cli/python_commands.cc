@@ -34,12 +34,13 @@ void AddReference(CLI::App& app, int& exit_code) {
 }
 
 void AddImport(CLI::App& app, int& exit_code) {
-  AddPassing(app, exit_code, "import", "Make a trace of text files (py_NAME.txt), .npy files or an .npz", "lockstep.convert",
-             {"import"});
+  AddPassing(app, exit_code, "import", "Make a trace of text files (py_NAME.txt), .npy files or an .npz",
+             "lockstep.convert", {"import"});
 }
 
 void AddExport(CLI::App& app, int& exit_code) {
-  AddPassing(app, exit_code, "export", "Write a trace as text files, .npy files or an .npz", "lockstep.convert", {"export"});
+  AddPassing(app, exit_code, "export", "Write a trace as text files, .npy files or an .npz", "lockstep.convert",
+             {"export"});
 }
 
 }  // namespace lockstep::cli

@@ -30,7 +30,8 @@ namespace {
 // Shows on a terminal which step and layer the engine is at; what it sees goes on to the trace.
 class ProgressTap : public Tap {
  public:
-  ProgressTap(TraceTap& trace, int64_t layers) : trace_(trace), layers_(layers), terminal_(isatty(STDERR_FILENO) != 0) {}
+  ProgressTap(TraceTap& trace, int64_t layers)
+      : trace_(trace), layers_(layers), terminal_(isatty(STDERR_FILENO) != 0) {}
   ~ProgressTap() override { Clear(); }
 
   bool Wants(Point point, int layer) override {
@@ -43,7 +44,8 @@ class ProgressTap : public Tap {
   }
   void OnTensor(const TapTensor& tensor) override {
     if (terminal_ && tensor.point == Point::kInputHiddenStates) {
-      std::fprintf(stderr, "\rc++: step %zu, layer %d of %lld ", steps_, tensor.layer + 1, static_cast<long long>(layers_));
+      std::fprintf(stderr, "\rc++: step %zu, layer %d of %lld ", steps_, tensor.layer + 1,
+                   static_cast<long long>(layers_));
     }
     if (trace_.Wants(tensor.point, tensor.layer)) trace_.OnTensor(tensor);
   }
@@ -83,8 +85,10 @@ class Runner {
  public:
   // Throws Error for sequences that cannot be run, before anything is written.
   Runner(const EngineRun& run, const Model& model)
-      : run_(run), hidden_(static_cast<size_t>(model.config().hidden_size)),
-        session_(model, static_cast<int>(run.sequences.size()), Capacity(run)), next_(run.sequences.size()) {
+      : run_(run),
+        hidden_(static_cast<size_t>(model.config().hidden_size)),
+        session_(model, static_cast<int>(run.sequences.size()), Capacity(run)),
+        next_(run.sequences.size()) {
     for (const SequenceInput& sequence : run.sequences) {
       if (sequence.prompt.empty()) throw Error("an empty prompt: expected at least one token");
       if (sequence.embeddings.empty()) CheckTokens(model.config(), sequence.prompt);

@@ -17,7 +17,8 @@ struct EngineRun {
   std::string out;         // the trace
 };
 
-// All sequences are one ragged batch. Progress on a terminal, one line about the cost at the end, both on stderr. Throws Error.
+// All sequences are one ragged batch. Progress on a terminal, one line about the cost at the end, both on stderr.
+// Throws Error.
 void RunEngine(EngineRun run);
 
 }  // namespace lockstep::cli

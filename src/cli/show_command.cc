@@ -54,8 +54,8 @@ void ShowStatistics(const TraceTensor& tensor, size_t step) {
   if (finite > 0) {
     const auto count = static_cast<double>(finite);
     const double mean = sum / count;
-    fmt::print("  mean {:.6g}  std {:.6g}  min {:.6g}  max {:.6g}", mean, std::sqrt(std::max(0.0, squares / count - mean * mean)),
-               low, high);
+    fmt::print("  mean {:.6g}  std {:.6g}  min {:.6g}  max {:.6g}", mean,
+               std::sqrt(std::max(0.0, squares / count - mean * mean)), low, high);
   }
   fmt::print("  not finite {}\n", values.size() - finite);
   constexpr size_t kShown = 8;
@@ -79,7 +79,8 @@ void ShowTensor(const TraceReader& trace, const std::string& name) {
     }
   }
   if (!found) {
-    throw Error(trace.path() + ": no step holds " + name + "; `lockstep show " + trace.path() + "` lists what there is");
+    throw Error(trace.path() + ": no step holds " + name + "; `lockstep show " + trace.path() +
+                "` lists what there is");
   }
 }
 
@@ -94,7 +95,8 @@ void AddShow(CLI::App& app, int& exit_code) {
   CLI::App* command = app.add_subcommand("show", "List a trace, or look into a tensor");
   command->add_option("trace", options->trace, "The trace")->required();
   command->add_option("point", options->point, "A tensor, such as layer_0_attn_q_rope");
-  command->add_flag("--repair", options->repair, "Make a trace that a killed program left behind whole for every reader");
+  command->add_flag("--repair", options->repair,
+                    "Make a trace that a killed program left behind whole for every reader");
   command->callback([options, &exit_code] {
     if (options->repair) {
       for (const std::string& line : RepairTrace(options->trace)) fmt::print("{}\n", line);

@@ -1,4 +1,5 @@
-// What the pass over a point adds up; blocks of rows are added up apart and merged in order, so threads do not show in the sums.
+// What the pass over a point adds up; blocks of rows are added up apart and merged in order, so threads do not show in
+// the sums.
 #pragma once
 
 #include <cstdint>
@@ -70,7 +71,8 @@ class RowMeter {
 
   void Begin(int32_t sequence, int32_t position);
   // channels: [count], or null for channel_begin, channel_begin + 1, …
-  void Add(const float* a, const float* b, size_t count, int head, int channel_begin, const int32_t* channels = nullptr);
+  void Add(const float* a, const float* b, size_t count, int head, int channel_begin,
+           const int32_t* channels = nullptr);
   void MaskMismatch(int head, int channel);
   void End();
 

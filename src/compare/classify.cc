@@ -81,8 +81,8 @@ void Judge(double unit_roundoff, int num_layers, PointResult* point) {
     const int depth = DepthOf(*point, num_layers);
     point->bound = RelativeL2Bound(unit_roundoff, depth);
     if (point->worst_token_relative_l2 > *point->bound) {
-      point->reasons.push_back("relative L2 of the worst token " + Number(point->worst_token_relative_l2) + " is above " +
-                               Number(*point->bound) + ", the bound for " +
+      point->reasons.push_back("relative L2 of the worst token " + Number(point->worst_token_relative_l2) +
+                               " is above " + Number(*point->bound) + ", the bound for " +
                                (unit_roundoff > kF32Roundoff ? "16-bit" : "f32") + " arithmetic at depth " +
                                std::to_string(depth));
     }

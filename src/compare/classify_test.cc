@@ -44,7 +44,8 @@ TEST(JudgeTest, ClassesJudgeF32) {
   EXPECT_EQ(point.reasons.size(), 1u);
 }
 
-// A tensor scaled by 3 has a cosine of 1, which is ACCEPTABLE; and what is tiny has a tiny difference, which is EXCELLENT.
+// A tensor scaled by 3 has a cosine of 1, which is ACCEPTABLE; and what is tiny has a tiny difference, which is
+// EXCELLENT.
 TEST(JudgeTest, TheBoundJudgesF32Too) {
   for (PointResult point : {WithMaxAbs(1, 1, 1), WithMaxAbs(1e-6, 1, 1)}) {
     point.worst_token_relative_l2 = 2;

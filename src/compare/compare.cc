@@ -41,8 +41,8 @@ std::string_view FailureKindName(FailureKind kind) {
 
 int CompareResult::ExitCode() const { return first_failing || !failures.empty() || !weights.empty() ? 1 : 0; }
 
-CompareResult Compare(const std::vector<std::string>& reference_traces, const std::vector<std::string>& candidate_traces,
-                      const CompareOptions& options) {
+CompareResult Compare(const std::vector<std::string>& reference_traces,
+                      const std::vector<std::string>& candidate_traces, const CompareOptions& options) {
   const std::vector<TraceReader> reference = OpenAll(reference_traces, SideName(Side::kReference));
   const std::vector<TraceReader> candidate = OpenAll(candidate_traces, SideName(Side::kCandidate));
   CompareResult result = CompareViews(Views(reference), Views(candidate), options);

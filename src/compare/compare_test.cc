@@ -38,7 +38,8 @@ class CompareTest : public testing::Test {
     for (int begin = 0; begin < tokens; begin += chunk) {
       const auto positions = Range(begin, std::min(tokens, begin + chunk));
       const auto ids = Ids(positions);
-      auto step = trace.BeginStep(ids.data(), positions.data(), nullptr, static_cast<int64_t>(ids.size()), Phase::kPrefill);
+      auto step =
+          trace.BeginStep(ids.data(), positions.data(), nullptr, static_cast<int64_t>(ids.size()), Phase::kPrefill);
       for (int layer = 0; layer < 2; ++layer) {
         std::vector<float> values = Rows(layer, positions, kWidth);
         if (layer == 1) change(values, begin);
@@ -63,9 +64,9 @@ TEST_F(CompareTest, ChunkedTracesAreTheSame) {
   const std::string candidate = Write("cpp.trace", 7, 2, DType::kBF16, kUnchanged);
   size_t done = 0;
   const CompareResult result = Compare({reference}, {candidate}, {.progress = [&](size_t i, size_t total) {
-                                                                    EXPECT_EQ(i, ++done);
-                                                                    EXPECT_EQ(total, 2u);
-                                                                  }});
+                                         EXPECT_EQ(i, ++done);
+                                         EXPECT_EQ(total, 2u);
+                                       }});
   EXPECT_EQ(result.ExitCode(), 0);
   ASSERT_EQ(result.points.size(), 2u);
   EXPECT_TRUE(result.points[1].bit_identical);
@@ -77,7 +78,8 @@ TEST_F(CompareTest, ChunkedTracesAreTheSame) {
 
 TEST_F(CompareTest, TheFirstDifferenceIsFound) {
   const std::string reference = Write("py.trace", 7, 7, DType::kF32, kUnchanged);
-  const std::string candidate = Write("cpp.trace", 7, 7, DType::kF32, [](auto& values, int) { values[5 * kWidth + 6] += 3; });
+  const std::string candidate =
+      Write("cpp.trace", 7, 7, DType::kF32, [](auto& values, int) { values[5 * kWidth + 6] += 3; });
   const CompareResult result = Compare({reference}, {candidate});
   EXPECT_EQ(result.ExitCode(), 1);
   ASSERT_TRUE(result.first_significant);

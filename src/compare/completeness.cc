@@ -83,7 +83,8 @@ void CheckZerosOf(Side side, const ComparedPoint& point, std::vector<Failure>* f
   if (hashes.empty()) return;
   const std::string other = "; the " + std::string(SideName(Other(side))) + "'s are not";
   if (TensorHash(hashes) == 0) {
-    if (TensorHash(others) != 0) failures->push_back({FailureKind::kAllZero, side, point.name, "all values are zero" + other});
+    if (TensorHash(others) != 0)
+      failures->push_back({FailureKind::kAllZero, side, point.name, "all values are zero" + other});
     return;
   }
   std::vector<size_t> steps;
@@ -93,11 +94,13 @@ void CheckZerosOf(Side side, const ComparedPoint& point, std::vector<Failure>* f
     steps.push_back(RowsOf(point, side).where[i].step);
   }
   if (!steps.empty()) {
-    failures->push_back({FailureKind::kAllZero, side, point.name, "all values are zero in " + StepsText(steps) + other});
+    failures->push_back(
+        {FailureKind::kAllZero, side, point.name, "all values are zero in " + StepsText(steps) + other});
   }
 }
 
-bool StepsDiffer(const ComparedPoint& point, Side side, const std::vector<size_t>& rows, const std::vector<size_t>& earlier) {
+bool StepsDiffer(const ComparedPoint& point, Side side, const std::vector<size_t>& rows,
+                 const std::vector<size_t>& earlier) {
   const std::vector<uint64_t>& hashes = HashesOf(point, side);
   const PointRows& values = RowsOf(point, side);
   std::vector<RowAt> a, b;
@@ -129,9 +132,10 @@ void CheckStaleStepsOf(Side side, const ComparedPoint& point, std::vector<Failur
   }
   if (steps.empty()) return;
   failures->push_back({FailureKind::kSameAsStep, side, point.name,
-                       StepsText(steps) + (steps.size() == 1 ? " is" : " are") + " byte-identical to an earlier step (step " +
-                           std::to_string(steps[0]) + " to step " + std::to_string(earlier_step) + "); the " +
-                           std::string(SideName(Other(side))) + "'s differ"});
+                       StepsText(steps) + (steps.size() == 1 ? " is" : " are") +
+                           " byte-identical to an earlier step (step " + std::to_string(steps[0]) + " to step " +
+                           std::to_string(earlier_step) + "); the " + std::string(SideName(Other(side))) +
+                           "'s differ"});
 }
 
 }  // namespace
@@ -198,7 +202,8 @@ void CheckPromises(const SideRuns& side, const std::function<bool(const std::str
       const std::vector<size_t> missing = StepsWithout(run, held[i]);
       if (missing.empty()) continue;
       const std::string where = missing.size() == run.num_steps() ? "in every step" : "in " + StepsText(missing);
-      failures->push_back({FailureKind::kMissing, side.side, name, "promised, but missing " + where + RunText(side, i)});
+      failures->push_back(
+          {FailureKind::kMissing, side.side, name, "promised, but missing " + where + RunText(side, i)});
     }
   }
 }
@@ -232,8 +237,9 @@ bool RowsDiffer(const PointRows& point, const std::vector<RowAt>& rows, const Po
                 const std::vector<RowAt>& earlier_rows, double distinct) {
   constexpr size_t kLooked = 64;  // rows; enough to tell stale from equal
   for (size_t i = 0; i < std::min({rows.size(), earlier_rows.size(), kLooked}); ++i) {
-    const double distance = RowDistance(point.pieces[static_cast<size_t>(rows[i].piece)], rows[i].row,
-                                        earlier.pieces[static_cast<size_t>(earlier_rows[i].piece)], earlier_rows[i].row);
+    const double distance =
+        RowDistance(point.pieces[static_cast<size_t>(rows[i].piece)], rows[i].row,
+                    earlier.pieces[static_cast<size_t>(earlier_rows[i].piece)], earlier_rows[i].row);
     if (distance > distinct) return true;
   }
   return false;

@@ -25,8 +25,8 @@ void CheckPromises(const SideRuns& side, const std::function<bool(const std::str
 // Whether a run of the side promised the point.
 bool Promises(const SideRuns& side, const std::string& name);
 
-// Keys that only the other side has, though this side promised the point and ran and selected their tokens. Where an engine may compute fewer
-// rows, namely behind the keys and values of the last layer, nothing is owed.
+// Keys that only the other side has, though this side promised the point and ran and selected their tokens. Where an
+// engine may compute fewer rows, namely behind the keys and values of the last layer, nothing is owed.
 void CheckRows(const SideRuns& side, const std::string& name, int num_layers, const std::vector<Key>& lacking,
                const std::set<Key>& selected, std::vector<Failure>* failures);
 
@@ -47,8 +47,8 @@ void CheckZeros(const ComparedPoint& point, std::vector<Failure>* failures);
 // A step byte-identical to an earlier one, where the other side's differ.
 void CheckStaleSteps(const ComparedPoint& point, std::vector<Failure>* failures);
 
-// Two layers of one point with byte-identical values on one side. The caller finds them by hash and asks here whether the other side's differ.
-// `rows`: of this layer and of the earlier one, joined on the same keys.
+// Two layers of one point with byte-identical values on one side. The caller finds them by hash and asks here whether
+// the other side's differ. `rows`: of this layer and of the earlier one, joined on the same keys.
 bool RowsDiffer(const PointRows& point, const std::vector<RowAt>& rows, const PointRows& earlier,
                 const std::vector<RowAt>& earlier_rows, double distinct);
 

@@ -30,7 +30,8 @@ FakeTrace Complete(int steps = 3) {
 
 // Puts the values of another tensor into a step's tensor of a layer.
 void Overwrite(FakeTrace& trace, size_t step, size_t layer, const std::vector<float>& values) {
-  std::memcpy(const_cast<std::byte*>(trace.steps[step].tensors[layer].data), values.data(), values.size() * sizeof(float));
+  std::memcpy(const_cast<std::byte*>(trace.steps[step].tensors[layer].data), values.data(),
+              values.size() * sizeof(float));
 }
 
 const Failure* Find(const CompareResult& result, FailureKind kind) {
@@ -180,8 +181,10 @@ TEST(CompletenessTest, MissingRowsOfALayerThatOwesThem) {
 
 TEST(WeightsTest, DifferentWeightsAreNamed) {
   FakeTrace reference = Complete(), candidate = Complete();
-  reference.meta.weights = {{"a", {DType::kF32, {2, 2}, "01"}}, {"b", {DType::kF32, {2}, "02"}}, {"c", {DType::kBF16, {2}, "03"}}};
-  candidate.meta.weights = {{"a", {DType::kF32, {2, 2}, "01"}}, {"b", {DType::kF32, {2}, "ff"}}, {"c", {DType::kF32, {2}, "04"}}};
+  reference.meta.weights = {
+      {"a", {DType::kF32, {2, 2}, "01"}}, {"b", {DType::kF32, {2}, "02"}}, {"c", {DType::kBF16, {2}, "03"}}};
+  candidate.meta.weights = {
+      {"a", {DType::kF32, {2, 2}, "01"}}, {"b", {DType::kF32, {2}, "ff"}}, {"c", {DType::kF32, {2}, "04"}}};
   const CompareResult result = CompareFakes(reference, candidate);
   ASSERT_THAT(result.weights, SizeIs(1));
   EXPECT_EQ(result.weights[0].name, "b");

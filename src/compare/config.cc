@@ -9,11 +9,23 @@ namespace lockstep {
 namespace {
 
 // Keys that change what is computed. Others, such as a path or a library's version, may differ.
-constexpr std::string_view kKeysThatMatter[] = {
-    "hidden_size",     "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-    "intermediate_size", "vocab_size",      "rms_norm_eps",        "rope_theta",          "rope_parameters",
-    "rope_scaling",    "tie_word_embeddings", "max_position_embeddings", "attention_bias", "hidden_act",
-    "sliding_window",  "layer_types"};
+constexpr std::string_view kKeysThatMatter[] = {"hidden_size",
+                                                "num_hidden_layers",
+                                                "num_attention_heads",
+                                                "num_key_value_heads",
+                                                "head_dim",
+                                                "intermediate_size",
+                                                "vocab_size",
+                                                "rms_norm_eps",
+                                                "rope_theta",
+                                                "rope_parameters",
+                                                "rope_scaling",
+                                                "tie_word_embeddings",
+                                                "max_position_embeddings",
+                                                "attention_bias",
+                                                "hidden_act",
+                                                "sliding_window",
+                                                "layer_types"};
 
 bool Matters(const std::string& key) {
   return std::find(std::begin(kKeysThatMatter), std::end(kKeysThatMatter), key) != std::end(kKeysThatMatter);
@@ -41,7 +53,8 @@ void AddDifferences(const TraceView& reference, const TraceView& other, std::str
 void CheckConfigs(const std::vector<TraceView>& reference, const std::vector<TraceView>& candidate,
                   std::vector<std::string>* notes) {
   std::set<std::string> fatal, harmless;
-  for (size_t i = 1; i < reference.size(); ++i) AddDifferences(reference[0], reference[i], "reference", &fatal, &harmless);
+  for (size_t i = 1; i < reference.size(); ++i)
+    AddDifferences(reference[0], reference[i], "reference", &fatal, &harmless);
   for (const TraceView& other : candidate) AddDifferences(reference[0], other, "candidate", &fatal, &harmless);
   for (const std::string& line : harmless) notes->push_back("config: " + line);
   if (fatal.empty()) return;
@@ -60,6 +73,5 @@ int64_t ConfigNumber(const SideRuns& side, const std::string& key) {
   }
   return 0;
 }
-
 
 }  // namespace lockstep

@@ -88,7 +88,8 @@ inline std::vector<int32_t> Ids(const std::vector<int32_t>& positions, int seque
   return ids;
 }
 
-inline CompareResult CompareFakes(const FakeTrace& reference, const FakeTrace& candidate, const CompareOptions& options = {}) {
+inline CompareResult CompareFakes(const FakeTrace& reference, const FakeTrace& candidate,
+                                  const CompareOptions& options = {}) {
   return CompareViews({reference.View()}, {candidate.View()}, options);
 }
 

@@ -116,7 +116,8 @@ class Pairing {
       const auto at = std::find(left_reference_.begin(), left_reference_.end(), ref);
       const auto bt = std::find(left_candidate_.begin(), left_candidate_.end(), cand);
       if (at == left_reference_.end() || bt == left_candidate_.end()) {
-        throw Error("pair " + std::to_string(ref) + ":" + std::to_string(cand) + ": a sequence can be paired only once");
+        throw Error("pair " + std::to_string(ref) + ":" + std::to_string(cand) +
+                    ": a sequence can be paired only once");
       }
       const Overlap overlap = Compare(reference_.sequences.at(ref), candidate_.sequences.at(cand));
       if (overlap.differs_at || overlap.common == 0) ThrowDifferentTokens(reference_, ref, candidate_, cand);
@@ -144,7 +145,8 @@ class Pairing {
     if (side.sequences.contains(number)) return;
     throw Error("the " + std::string(SideName(side.side)) + " has no sequence " + std::to_string(number) + "; it has " +
                 std::to_string(side.sequences.size()) + " sequences from " +
-                std::to_string(side.sequences.begin()->first) + " to " + std::to_string(side.sequences.rbegin()->first));
+                std::to_string(side.sequences.begin()->first) + " to " +
+                std::to_string(side.sequences.rbegin()->first));
   }
 
   void Take(Left::iterator ref, Left::iterator cand, size_t common) {
@@ -247,9 +249,7 @@ void CheckTwice(const std::string& name, Side side, const PointRows& point, std:
   }
 }
 
-bool SameId(const RowRef& a, const RowRef& b) {
-  return a.input_id < 0 || b.input_id < 0 || a.input_id == b.input_id;
-}
+bool SameId(const RowRef& a, const RowRef& b) { return a.input_id < 0 || b.input_id < 0 || a.input_id == b.input_id; }
 
 }  // namespace
 
@@ -294,10 +294,12 @@ SideRuns GroupRuns(Side side, const std::vector<TraceView>& traces) {
 }
 
 std::vector<SequencePair> PairSequences(const SideRuns& reference, const SideRuns& candidate,
-                                        const std::vector<std::pair<int, int>>& wanted, std::vector<std::string>* notes) {
+                                        const std::vector<std::pair<int, int>>& wanted,
+                                        std::vector<std::string>* notes) {
   for (const SideRuns* side : {&reference, &candidate}) {
     if (side->sequences.empty()) {
-      throw Error("the " + std::string(SideName(side->side)) + " holds no token (" + side->runs.front().traces.front().path + ")");
+      throw Error("the " + std::string(SideName(side->side)) + " holds no token (" +
+                  side->runs.front().traces.front().path + ")");
     }
   }
   Pairing pairing(reference, candidate);

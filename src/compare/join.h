@@ -1,4 +1,5 @@
-// The join of two traces by (sequence, position): which traces are one run, which sequences belong together, which rows meet.
+// The join of two traces by (sequence, position): which traces are one run, which sequences belong together, which rows
+// meet.
 #pragma once
 
 #include <cstdint>
@@ -49,7 +50,7 @@ struct Run {
 struct SideRuns {
   Side side = Side::kReference;
   std::vector<Run> runs;
-  std::map<int, SequenceTokens> sequences;          // by number
+  std::map<int, SequenceTokens> sequences;                 // by number
   std::map<std::string, std::vector<StepTensors>> points;  // without next_token
   std::vector<StepTensors> next_tokens;
 };
@@ -59,7 +60,8 @@ SideRuns GroupRuns(Side side, const std::vector<TraceView>& traces);
 
 // Throws Error for different tokens. What stays unpaired on one side is noted.
 std::vector<SequencePair> PairSequences(const SideRuns& reference, const SideRuns& candidate,
-                                        const std::vector<std::pair<int, int>>& wanted, std::vector<std::string>* notes);
+                                        const std::vector<std::pair<int, int>>& wanted,
+                                        std::vector<std::string>* notes);
 
 // A row of a piece by its key. `sequence` is the reference's number.
 struct RowRef {
@@ -72,10 +74,11 @@ struct RowRef {
 struct PointRows {
   std::vector<StepTensors> where;  // by piece
   std::vector<Piece> pieces;
-  std::vector<RowRef> rows;        // of paired sequences, in the order written
+  std::vector<RowRef> rows;  // of paired sequences, in the order written
 };
 
-// `numbers`: from the side's sequence numbers to the reference's, paired ones only. Problems become failures; unusable pieces are left out.
+// `numbers`: from the side's sequence numbers to the reference's, paired ones only. Problems become failures; unusable
+// pieces are left out.
 PointRows CollectRows(const SideRuns& side, const std::string& name, const std::vector<StepTensors>& steps,
                       const std::vector<std::string>& axes, const std::map<int, int>& numbers,
                       std::vector<Failure>* failures);

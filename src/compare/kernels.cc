@@ -7,7 +7,8 @@
 
 #include "base/fingerprint.h"
 
-// GCC picks the widest version at load time. The lanes are the same in all of them, and so are the sums: nothing is contracted or reordered.
+// GCC picks the widest version at load time. The lanes are the same in all of them, and so are the sums: nothing is
+// contracted or reordered.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && \
     !defined(__SANITIZE_THREAD__)
 #define LOCKSTEP_CLONES __attribute__((target_clones("default", "avx2", "avx512f")))
@@ -130,7 +131,6 @@ LOCKSTEP_INLINE void SumGroup(SumLanes& s, const F32x8& a32, const F32x8& b32, c
   s.zero_mismatches += zero & (difference != 0.0);
   for (size_t i = 0; i < kNumLimits; ++i) s.within[i] += difference <= atol[i] + rtol[i] * size;
 }
-
 
 template <typename V>
 LOCKSTEP_INLINE void Load(const float* values, V& group) {

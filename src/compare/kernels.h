@@ -1,5 +1,6 @@
-// The inner loops of the comparison: everything that is summed over a chunk of f32 pairs small enough to stay in the first-level cache.
-// Sums are taken in f64, in fixed lanes, so that the result depends neither on the instruction set nor on the number of threads.
+// The inner loops of the comparison: everything that is summed over a chunk of f32 pairs small enough to stay in the
+// first-level cache. Sums are taken in f64, in fixed lanes, so that the result depends neither on the instruction set
+// nor on the number of threads.
 #pragma once
 
 #include <cstddef>
@@ -7,17 +8,17 @@
 
 namespace lockstep {
 
-inline constexpr size_t kChunk = 2048;  // elements; two f32 buffers of this size are 16 KiB
+inline constexpr size_t kChunk = 2048;   // elements; two f32 buffers of this size are 16 KiB
 inline constexpr size_t kNumLimits = 5;  // kTolerances and the user's
 
 // What one look at the bits of both sides tells.
 struct ChunkScan {
   uint64_t hash_a = 0;  // of the values' bits
   uint64_t hash_b = 0;
-  bool zero_a = true;   // nothing but zeros of either sign
+  bool zero_a = true;  // nothing but zeros of either sign
   bool zero_b = true;
-  bool equal = true;    // to the bit
-  bool finite = true;   // both sides
+  bool equal = true;                                 // to the bit
+  bool finite = true;                                // both sides
   float min_a = 0, max_a = 0, min_b = 0, max_b = 0;  // only where finite
 };
 

@@ -97,8 +97,8 @@ class KeyRow {
     float value;
   };
 
-  // The entries of a head that are not masked, sorted by key. Returns the first key beyond the row's own position that is not masked; -1
-  // if there is none.
+  // The entries of a head that are not masked, sorted by key. Returns the first key beyond the row's own position that
+  // is not masked; -1 if there is none.
   int32_t Unmasked(size_t head, std::vector<Entry>& entries) const {
     entries.clear();
     const float* stored = values_.data() + head * stored_keys_;
@@ -127,7 +127,8 @@ class KeyRow {
   const int32_t* keys_ = nullptr;
 };
 
-// One head's pairs. A score that only one side has is a difference of the masks; a probability that one side lacks is 0 there.
+// One head's pairs. A score that only one side has is a difference of the masks; a probability that one side lacks is 0
+// there.
 struct KeyPairs {
   std::vector<KeyRow::Entry> entries_a, entries_b;
   std::vector<float> a, b;
@@ -225,7 +226,8 @@ double RowDistance(const Piece& piece_a, int64_t row_a, const Piece& piece_b, in
   Products products;
   for (size_t i = 0; i < size; ++i) {
     if (!std::isfinite(a[i]) || !std::isfinite(b[i])) {
-      if (std::bit_cast<uint32_t>(a[i]) != std::bit_cast<uint32_t>(b[i])) return std::numeric_limits<double>::infinity();
+      if (std::bit_cast<uint32_t>(a[i]) != std::bit_cast<uint32_t>(b[i]))
+        return std::numeric_limits<double>::infinity();
       continue;
     }
     const double difference = static_cast<double>(a[i]) - b[i];

@@ -47,10 +47,12 @@ struct RowHashes {
   std::vector<uint64_t> candidate;
 };
 
-// Fills every figure of `result` except names, classes and what the join counts. The same whatever the number of threads.
+// Fills every figure of `result` except names, classes and what the join counts. The same whatever the number of
+// threads.
 RowHashes Measure(const PointPass& pass, PointResult* result);
 
-// |a - b| / |b| of two rows of one side, for telling stale data from data that hardly changes; 0 where their sizes differ (attention).
+// |a - b| / |b| of two rows of one side, for telling stale data from data that hardly changes; 0 where their sizes
+// differ (attention).
 double RowDistance(const Piece& piece_a, int64_t row_a, const Piece& piece_b, int64_t row_b);
 
 // True where a score counts as masked: -inf, or at most half of the lowest finite value of the dtype it is stored in.

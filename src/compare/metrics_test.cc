@@ -29,8 +29,10 @@ struct Naive {
   Naive(const std::vector<float>& a, const std::vector<float>& b, Limit user) {
     for (size_t i = 0; i < a.size(); ++i) {
       const double x = a[i], y = b[i];
-      if (std::isfinite(x)) ++count_a, sum_a += x, square_a += x * x, min_a = std::min(min_a, x), max_a = std::max(max_a, x);
-      if (std::isfinite(y)) ++count_b, sum_b += y, square_b += y * y, min_b = std::min(min_b, y), max_b = std::max(max_b, y);
+      if (std::isfinite(x))
+        ++count_a, sum_a += x, square_a += x * x, min_a = std::min(min_a, x), max_a = std::max(max_a, x);
+      if (std::isfinite(y))
+        ++count_b, sum_b += y, square_b += y * y, min_b = std::min(min_b, y), max_b = std::max(max_b, y);
       if (!std::isfinite(x) || !std::isfinite(y)) {
         mismatches += !(x == y || (std::isnan(x) && std::isnan(y)));
         continue;
@@ -58,8 +60,8 @@ void ExpectNear(double expected, double actual, const char* what) {
 }
 
 void CheckAgainstNaive(const Case& c) {
-  SCOPED_TRACE(testing::Message() << c.rows << " rows of " << c.heads << " x " << c.width << " " << DTypeName(c.dtype_a) << " "
-                                  << DTypeName(c.dtype_b) << (c.odd_values ? " odd" : ""));
+  SCOPED_TRACE(testing::Message() << c.rows << " rows of " << c.heads << " x " << c.width << " " << DTypeName(c.dtype_a)
+                                  << " " << DTypeName(c.dtype_b) << (c.odd_values ? " odd" : ""));
   const std::vector<int32_t> positions = Range(0, c.rows);
   const int size = c.heads * c.width;
   std::vector<float> b = Rows(1, positions, size), a = b;
@@ -111,10 +113,12 @@ void CheckAgainstNaive(const Case& c) {
   EXPECT_EQ(p.worst.head, c.heads == 1 ? -1 : static_cast<int>(n.worst) % size / c.width);
   ExpectNear(n.sum_a / static_cast<double>(n.count_a), p.candidate.mean, "mean a");
   ExpectNear(n.sum_b / static_cast<double>(n.count_b), p.reference.mean, "mean b");
-  EXPECT_NEAR(std::sqrt(n.square_a / static_cast<double>(n.count_a) - std::pow(n.sum_a / static_cast<double>(n.count_a), 2)),
-              p.candidate.std, 1e-12);
-  EXPECT_NEAR(std::sqrt(n.square_b / static_cast<double>(n.count_b) - std::pow(n.sum_b / static_cast<double>(n.count_b), 2)),
-              p.reference.std, 1e-12);
+  EXPECT_NEAR(
+      std::sqrt(n.square_a / static_cast<double>(n.count_a) - std::pow(n.sum_a / static_cast<double>(n.count_a), 2)),
+      p.candidate.std, 1e-12);
+  EXPECT_NEAR(
+      std::sqrt(n.square_b / static_cast<double>(n.count_b) - std::pow(n.sum_b / static_cast<double>(n.count_b), 2)),
+      p.reference.std, 1e-12);
   EXPECT_EQ(p.candidate.min, n.min_a);
   EXPECT_EQ(p.candidate.max, n.max_a);
   EXPECT_EQ(p.reference.min, n.min_b);
@@ -152,7 +156,7 @@ TEST(MetricsTest, AgreeWithTheNaiveTwin) {
     CheckAgainstNaive({7, 1, 33, DType::kF32, DType::kF32, odd});
     CheckAgainstNaive({5, 3, 17, DType::kBF16, DType::kF32, odd});
     CheckAgainstNaive({4, 2, 64, DType::kF16, DType::kBF16, odd});
-    CheckAgainstNaive({3, 1, 5003, DType::kF32, DType::kF32, odd});  // several chunks a row
+    CheckAgainstNaive({3, 1, 5003, DType::kF32, DType::kF32, odd});     // several chunks a row
     CheckAgainstNaive({300, 4, 100, DType::kBF16, DType::kBF16, odd});  // several blocks
   }
 }

@@ -121,8 +121,9 @@ Piece Piece::Build(const std::vector<const TraceTensor*>& tensors, const std::ve
       const RowView*& slot = slots[static_cast<size_t>(tensor.shard->index)];
       // Grouped heads are often replicated: two ranks may hold the same slice, and then must agree.
       if (slot && !SameBytes(*slot->tensor, tensor)) {
-        fail(true, false, RankText(tensor) + " and " + RankText(*slot->tensor) + " hold shard " +
-                              std::to_string(tensor.shard->index) + " with different values");
+        fail(true, false,
+             RankText(tensor) + " and " + RankText(*slot->tensor) + " hold shard " +
+                 std::to_string(tensor.shard->index) + " with different values");
       }
       if (!slot) slot = &view;
     }
@@ -139,10 +140,12 @@ Piece Piece::Build(const std::vector<const TraceTensor*>& tensors, const std::ve
     // A flattened [heads * head_dim] row sharded by head is cut in the same places.
     const size_t row_axes = piece.views_.front().shape.size();
     if (row_axes == 1) piece.shard_axis_ = 0;
-    if (piece.shard_axis_ >= row_axes) fail(false, true, "sharded along \"" + first.shard->axis + "\", which is none of its axes");
+    if (piece.shard_axis_ >= row_axes)
+      fail(false, true, "sharded along \"" + first.shard->axis + "\", which is none of its axes");
     for (const RowView& view : ordered) {
       if (view.shape != ordered.front().shape) {
-        fail(false, true, "shards of different shapes: " + ShapeText(view.shape) + " and " + ShapeText(ordered.front().shape));
+        fail(false, true,
+             "shards of different shapes: " + ShapeText(view.shape) + " and " + ShapeText(ordered.front().shape));
         break;
       }
     }
@@ -161,7 +164,9 @@ Piece Piece::Build(const std::vector<const TraceTensor*>& tensors, const std::ve
     piece.row_shape_ = piece.views_.front().shape;
     for (const TraceTensor* tensor : tensors) {
       if (tensor != &first && !SameBytes(first, *tensor)) {
-        fail(true, false, RankText(*tensor) + " and " + RankText(first) + " hold different values, and neither shard nor partial is declared");
+        fail(true, false,
+             RankText(*tensor) + " and " + RankText(first) +
+                 " hold different values, and neither shard nor partial is declared");
       }
     }
     piece.views_.resize(1);

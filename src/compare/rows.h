@@ -1,5 +1,5 @@
-// Rows of one point in one step as f32 in canonical axes, whatever lies on disk: other axis orders, dtypes, addresses; shards are put
-// together, partial sums are added.
+// Rows of one point in one step as f32 in canonical axes, whatever lies on disk: other axis orders, dtypes, addresses;
+// shards are put together, partial sums are added.
 #pragma once
 
 #include <cstddef>
@@ -14,14 +14,14 @@ namespace lockstep {
 // One tensor seen as rows: axis 0 of `shape` is the first axis after the token axis.
 struct RowView {
   const TraceTensor* tensor = nullptr;
-  int64_t token_stride = 0;       // in elements
-  std::vector<int64_t> shape;     // of a row, canonical order
-  std::vector<int64_t> strides;   // in elements
-  bool contiguous = false;        // a row is one run of memory in canonical order
+  int64_t token_stride = 0;      // in elements
+  std::vector<int64_t> shape;    // of a row, canonical order
+  std::vector<int64_t> strides;  // in elements
+  bool contiguous = false;       // a row is one run of memory in canonical order
 };
 
-// `axes`: the canonical ones without the token; empty for a user's own point without declared axes. A tensor of fewer axes is taken
-// as flattened ([tokens, heads * head_dim]).
+// `axes`: the canonical ones without the token; empty for a user's own point without declared axes. A tensor of fewer
+// axes is taken as flattened ([tokens, heads * head_dim]).
 RowView ViewRows(const TraceTensor& tensor, const std::vector<std::string>& axes);
 
 // All ranks' tensors of a point in one step.
@@ -59,8 +59,8 @@ class Piece {
 
   enum class Kind : uint8_t { kSingle, kShards, kSum };
   Kind kind_ = Kind::kSingle;
-  std::vector<RowView> views_;  // shards in order; the parts of a sum; one of the replicas
-  size_t shard_axis_ = 0;       // of the row
+  std::vector<RowView> views_;        // shards in order; the parts of a sum; one of the replicas
+  size_t shard_axis_ = 0;             // of the row
   std::vector<int64_t> shard_shape_;  // row shape as put together, before Reshape
   std::vector<int64_t> row_shape_;
   int64_t row_size_ = 0;

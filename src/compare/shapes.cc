@@ -12,11 +12,14 @@ namespace {
 
 using Shape = std::vector<int64_t>;
 
-int64_t Product(const Shape& shape) { return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>()); }
+int64_t Product(const Shape& shape) {
+  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+}
 
 bool IsAttention(RowKind kind) { return kind == RowKind::kScores || kind == RowKind::kProbs; }
 
-// Whether a row of shape `piece` holds what `shape` says, perhaps flattened. The keys of attention may be more or fewer.
+// Whether a row of shape `piece` holds what `shape` says, perhaps flattened. The keys of attention may be more or
+// fewer.
 bool Fits(const Shape& piece, const Shape& shape, RowKind kind) {
   if (IsAttention(kind)) return piece.size() == 2 && shape.size() == 2 && piece[0] == shape[0];
   return piece == shape || ((piece.size() == 1 || shape.size() == 1) && Product(piece) == Product(shape));
@@ -48,8 +51,9 @@ void FitPieces(const std::string& name, Side side, const Shape& shape, RowKind k
     if (fits[i] || told) continue;
     told = true;
     failures->push_back({FailureKind::kShape, side, name,
-                         "rows of shape " + ShapeText(piece.row_shape()) + " in step " + std::to_string(point->where[i].step) +
-                             ", expected " + ShapeText(shape) + " as in the other steps"});
+                         "rows of shape " + ShapeText(piece.row_shape()) + " in step " +
+                             std::to_string(point->where[i].step) + ", expected " + ShapeText(shape) +
+                             " as in the other steps"});
   }
   std::erase_if(point->rows, [&](const RowRef& row) { return !fits[static_cast<size_t>(row.at.piece)]; });
 }

@@ -1,4 +1,5 @@
-// Row shapes of the two sides of a point, brought together: a flattened row gets its heads back, anything else that differs is a failure.
+// Row shapes of the two sides of a point, brought together: a flattened row gets its heads back, anything else that
+// differs is a failure.
 #pragma once
 
 #include <string>
@@ -19,8 +20,8 @@ struct HeadCounts {
 
 RowKind KindOf(const std::string& name, const std::vector<std::string>& axes);
 
-// Reshapes the pieces of both sides to one row shape, which it returns. Rows of pieces that differ from their side's first are dropped
-// with a failure; where the two sides differ, that is a failure and the result is empty.
+// Reshapes the pieces of both sides to one row shape, which it returns. Rows of pieces that differ from their side's
+// first are dropped with a failure; where the two sides differ, that is a failure and the result is empty.
 std::vector<int64_t> UniteShapes(const std::string& name, const std::vector<std::string>& axes, const HeadCounts& heads,
                                  PointRows* reference, PointRows* candidate, std::vector<Failure>* failures);
 

@@ -43,7 +43,8 @@ std::vector<std::string> PointNames(const SideRuns& side) {
 
 class Comparison {
  public:
-  Comparison(const std::vector<TraceView>& reference, const std::vector<TraceView>& candidate, const CompareOptions& options)
+  Comparison(const std::vector<TraceView>& reference, const std::vector<TraceView>& candidate,
+             const CompareOptions& options)
       : options_(options), filter_(FilterOf(options)) {
     CheckTolerance();
     CheckConfigs(reference, candidate, &result_.notes);
@@ -75,7 +76,8 @@ class Comparison {
  private:
   void CheckTolerance() {
     for (const auto& tolerance : {options_.atol, options_.rtol}) {
-      if (tolerance && !(*tolerance >= 0)) throw Error("tolerance: expected 0 or more, found " + std::to_string(*tolerance));
+      if (tolerance && !(*tolerance >= 0))
+        throw Error("tolerance: expected 0 or more, found " + std::to_string(*tolerance));
     }
     result_.atol = options_.atol;
     result_.rtol = options_.rtol;
@@ -115,7 +117,8 @@ class Comparison {
       throw Error("the two sides have no point in common; the reference has " + Listed(PointNames(reference_)) +
                   "; the candidate has " + Listed(PointNames(candidate_)));
     }
-    std::copy_if(common.begin(), common.end(), std::back_inserter(wanted), [&](const auto& name) { return Wanted(name); });
+    std::copy_if(common.begin(), common.end(), std::back_inserter(wanted),
+                 [&](const auto& name) { return Wanted(name); });
     if (wanted.empty()) {
       throw Error("points \"" + options_.points + "\", layers \"" + options_.layers + "\": none of the " +
                   std::to_string(common.size()) + " points in common is selected; there are " +
@@ -235,8 +238,8 @@ class Comparison {
     const auto quoted = [](const std::string& layout) {
       return layout.empty() ? std::string("none") : std::string(1, '"').append(layout, 0, 80).append(1, '"');
     };
-    result_.notes.push_back(what + ": the declared layouts differ: " + quoted(ref) + " in the reference, " + quoted(cand) +
-                            " in the candidate; the values are compared as they are");
+    result_.notes.push_back(what + ": the declared layouts differ: " + quoted(ref) + " in the reference, " +
+                            quoted(cand) + " in the candidate; the values are compared as they are");
   }
 
   struct LayerHashes {

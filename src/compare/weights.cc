@@ -20,8 +20,8 @@ std::string Difference(const WeightFingerprint& reference, const WeightFingerpri
   if (reference.shape != candidate.shape) {
     return "shape " + ShapeText(candidate.shape) + ", in the reference " + ShapeText(reference.shape);
   }
-  return std::string(DTypeName(candidate.dtype)) + " " + ShapeText(candidate.shape) + " with fingerprint " + candidate.hash +
-         ", in the reference " + reference.hash;
+  return std::string(DTypeName(candidate.dtype)) + " " + ShapeText(candidate.shape) + " with fingerprint " +
+         candidate.hash + ", in the reference " + reference.hash;
 }
 
 void NoteCount(size_t count, const std::string& text, std::vector<std::string>* notes) {
@@ -48,7 +48,8 @@ void CompareWeights(const SideRuns& reference, const SideRuns& candidate, Compar
   }
   if (ref.empty() || cand.empty()) return;  // one side fingerprints nothing: usual, and no news
   const size_t only_candidate = cand.size() - (ref.size() - only_reference);
-  NoteCount(other_dtype, "stored in different dtypes on the two sides: their fingerprints are not compared", &result->notes);
+  NoteCount(other_dtype, "stored in different dtypes on the two sides: their fingerprints are not compared",
+            &result->notes);
   NoteCount(only_reference, "fingerprinted by the reference only", &result->notes);
   NoteCount(only_candidate, "fingerprinted by the candidate only", &result->notes);
 }

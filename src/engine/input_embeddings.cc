@@ -18,12 +18,13 @@ std::vector<float> EdgeCase(float scale, int64_t tokens, int64_t hidden) {
   return out;
 }
 
-std::vector<std::vector<float>> FromFile(const std::string& path, int64_t hidden, std::span<const int64_t> prompt_lengths) {
+std::vector<std::vector<float>> FromFile(const std::string& path, int64_t hidden,
+                                         std::span<const int64_t> prompt_lengths) {
   const Npy npy = ReadNpy(path);
   const size_t rank = npy.shape.size();
   if (rank < 2 || rank > 3 || npy.shape.back() != hidden || npy.values.empty()) {
-    throw Error(path + ": expected embeddings of shape [tokens, " + std::to_string(hidden) + "] or [sequences, tokens, " +
-                std::to_string(hidden) + "], found " + ShapeText(npy.shape));
+    throw Error(path + ": expected embeddings of shape [tokens, " + std::to_string(hidden) +
+                "] or [sequences, tokens, " + std::to_string(hidden) + "], found " + ShapeText(npy.shape));
   }
   const size_t sequences = rank == 3 ? static_cast<size_t>(npy.shape[0]) : 1;
   const int64_t tokens = npy.shape[rank - 2];
@@ -33,7 +34,8 @@ std::vector<std::vector<float>> FromFile(const std::string& path, int64_t hidden
   }
   for (const int64_t length : prompt_lengths) {
     if (length != tokens) {
-      throw Error(path + ": holds " + std::to_string(tokens) + " tokens a sequence, but a prompt has " + std::to_string(length));
+      throw Error(path + ": holds " + std::to_string(tokens) + " tokens a sequence, but a prompt has " +
+                  std::to_string(length));
     }
   }
   std::vector<std::vector<float>> out;

@@ -16,7 +16,8 @@ float Rounded(float value) {
   return ToFloat(FromFloat<T>(value));
 }
 
-// Sums in a fixed number of lanes: the compiler may vectorise them, and the order of summation is the same on every machine.
+// Sums in a fixed number of lanes: the compiler may vectorise them, and the order of summation is the same on every
+// machine.
 constexpr int64_t kLanes = 16;
 
 template <typename Term>
@@ -55,8 +56,9 @@ void RopeHead(T* x, std::span<const float> cos, std::span<const float> sin) {
   }
 }
 
-// scores: [keys], q·k rounded, times 1/sqrt(head_dim) rounded, for keys 0..position; -infinity beyond. A score of 20 rounded to bf16 moves its
-// probability by 6 %: an engine that does not round here is nearer to the truth and further from PyTorch.
+// scores: [keys], q·k rounded, times 1/sqrt(head_dim) rounded, for keys 0..position; -infinity beyond. A score of 20
+// rounded to bf16 moves its probability by 6 %: an engine that does not round here is nearer to the truth and further
+// from PyTorch.
 template <typename T>
 void ScoreRow(const T* q, const T* k, int64_t head_dim, int64_t position, std::span<float> scores) {
   const float scale = 1.0F / std::sqrt(static_cast<float>(head_dim));
@@ -136,7 +138,8 @@ RopeTable::RopeTable(const Config& config, DType dtype, int64_t max_positions)
   });
 }
 
-void Rope(DType dtype, void* x, const RopeTable& table, std::span<const int32_t> positions, int64_t heads, int64_t head_dim) {
+void Rope(DType dtype, void* x, const RopeTable& table, std::span<const int32_t> positions, int64_t heads,
+          int64_t head_dim) {
   WithStorageType(dtype, [&]<typename T>() {
     ParallelFor(static_cast<int64_t>(positions.size()), [&](int64_t t) {
       const int64_t position = positions[static_cast<size_t>(t)];

@@ -1,5 +1,5 @@
-// The ops between the matrix products. Tensors are dense, in the storage dtype T; arithmetic is f32 with the roundings of the
-// Hugging Face model (points.md): what PyTorch rounds to T between two steps is rounded here too.
+// The ops between the matrix products. Tensors are dense, in the storage dtype T; arithmetic is f32 with the roundings
+// of the Hugging Face model (points.md): what PyTorch rounds to T between two steps is rounded here too.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,8 @@
 
 namespace lockstep::kernels {
 
-// y[r] = w · round(x[r] / sqrt(mean(x[r]²) + eps)); x, y: [rows, width], may be the same; w: [width] f32 values of the storage dtype.
+// y[r] = w · round(x[r] / sqrt(mean(x[r]²) + eps)); x, y: [rows, width], may be the same; w: [width] f32 values of the
+// storage dtype.
 void RmsNorm(DType dtype, const void* x, std::span<const float> w, double eps, int64_t rows, void* y);
 
 // cos and sin of position · theta^(-2i/head_dim) for i < head_dim/2, rounded to the storage dtype.
@@ -31,7 +32,8 @@ class RopeTable {
 };
 
 // Rotates the pairs (i, i + head_dim/2) of each head in place. x: [tokens, heads, head_dim]; positions: [tokens].
-void Rope(DType dtype, void* x, const RopeTable& table, std::span<const int32_t> positions, int64_t heads, int64_t head_dim);
+void Rope(DType dtype, void* x, const RopeTable& table, std::span<const int32_t> positions, int64_t heads,
+          int64_t head_dim);
 
 // y = a + b, elementwise; y may be a or b.
 void Add(DType dtype, const void* a, const void* b, int64_t count, void* y);
@@ -55,8 +57,8 @@ struct AttentionShape {
 void Attention(DType dtype, const AttentionShape& shape, const void* q, std::span<const KvView> kv,
                std::span<const int32_t> positions, void* context);
 
-// The same in three steps over matrices that a tap can see; the same bits. scores, probs: [tokens, heads, keys], f32 that hold values of the
-// storage dtype. Masked scores are -infinity.
+// The same in three steps over matrices that a tap can see; the same bits. scores, probs: [tokens, heads, keys], f32
+// that hold values of the storage dtype. Masked scores are -infinity.
 void AttentionScores(DType dtype, const AttentionShape& shape, const void* q, std::span<const KvView> kv,
                      std::span<const int32_t> positions, int64_t keys, float* scores);
 void AttentionProbs(DType dtype, const AttentionShape& shape, std::span<const int32_t> positions, int64_t keys,

@@ -1,5 +1,6 @@
-// Every kernel against a slow twin in double with the same rounding points. A twin's exact value and the kernel's f32 error give an
-// interval; it is rounded where the kernel rounds, and the kernel's value must lie in it. So a lost or an added rounding is seen.
+// Every kernel against a slow twin in double with the same rounding points. A twin's exact value and the kernel's f32
+// error give an interval; it is rounded where the kernel rounds, and the kernel's value must lie in it. So a lost or an
+// added rounding is seen.
 #include "engine/kernels.h"
 
 #include <gtest/gtest.h>
@@ -37,11 +38,14 @@ Interval Rounded(DType dtype, Interval i) { return {Round(dtype, i.low), Round(d
 Interval Scaled(Interval i, double factor) {
   return {std::min(i.low * factor, i.high * factor), std::max(i.low * factor, i.high * factor)};
 }
-Interval Widened(Interval i) { return {i.low - std::abs(i.low) * 1e-7, i.high + std::abs(i.high) * 1e-7}; }  // an f32 rounding
+Interval Widened(Interval i) {
+  return {i.low - std::abs(i.low) * 1e-7, i.high + std::abs(i.high) * 1e-7};
+}  // an f32 rounding
 
 void ExpectInside(float value, Interval interval, std::array<int64_t, 3> where) {
   if (interval.low <= value && value <= interval.high) return;
-  ADD_FAILURE() << where[0] << " " << where[1] << " " << where[2] << ": " << value << " is not in [" << interval.low << ", " << interval.high << "]";
+  ADD_FAILURE() << where[0] << " " << where[1] << " " << where[2] << ": " << value << " is not in [" << interval.low
+                << ", " << interval.high << "]";
 }
 
 Bytes Stored(DType dtype, const std::vector<float>& values) {
@@ -135,8 +139,10 @@ TEST_P(KernelsTest, RopeTableIsTheTwin) {
         const auto power = static_cast<float>(std::pow(1e6, static_cast<float>(2 * i) / static_cast<float>(head_dim)));
         const auto inverse = static_cast<float>(1.0 / power);
         const auto angle = static_cast<float>(static_cast<double>(position) * inverse);
-        ExpectInside(table.Cos(position)[i], Rounded(dtype_, Around(std::cos(double{angle}), 1.2e-7)), {head_dim, position, i});
-        ExpectInside(table.Sin(position)[i], Rounded(dtype_, Around(std::sin(double{angle}), 1.2e-7)), {head_dim, position, i});
+        ExpectInside(table.Cos(position)[i], Rounded(dtype_, Around(std::cos(double{angle}), 1.2e-7)),
+                     {head_dim, position, i});
+        ExpectInside(table.Sin(position)[i], Rounded(dtype_, Around(std::sin(double{angle}), 1.2e-7)),
+                     {head_dim, position, i});
       }
     }
   }
@@ -190,7 +196,8 @@ TEST_P(KernelsTest, RopeKeepsTheNormOfEachPair) {
     for (size_t i = 0; i < kHeadDim / 2; ++i) {
       const size_t a = head * kHeadDim + i, b = a + kHeadDim / 2;
       const double norm = std::hypot(x[a], x[b]);
-      EXPECT_NEAR(std::hypot(y[a], y[b]), norm, 2 * step * norm + 1e-6) << Where(static_cast<int64_t>(head), static_cast<int64_t>(i));
+      EXPECT_NEAR(std::hypot(y[a], y[b]), norm, 2 * step * norm + 1e-6)
+          << Where(static_cast<int64_t>(head), static_cast<int64_t>(i));
     }
   }
 }
@@ -243,15 +250,14 @@ TEST_P(KernelsTest, SwiGluOfLargeGates) {
 // The largest relative error of one rounding to a 16-bit storage dtype; what f32 does is in kF32Error.
 double HalfUlp(DType dtype) { return dtype == DType::kBF16 ? 0x1p-8 : dtype == DType::kF16 ? 0x1p-11 : 0; }
 
-
 // The caches of a few sequences of different capacity, and tokens that look into them.
 struct AttentionCase {
   DType dtype;
   AttentionShape shape;
-  std::vector<int64_t> capacities;              // [sequences]
+  std::vector<int64_t> capacities;               // [sequences]
   std::vector<std::vector<float>> keys, values;  // [sequences][kv_heads, capacity, head_dim]
-  std::vector<int32_t> sequences, positions;    // [tokens]
-  std::vector<float> q;                         // [tokens, heads, head_dim]
+  std::vector<int32_t> sequences, positions;     // [tokens]
+  std::vector<float> q;                          // [tokens, heads, head_dim]
 
   int64_t Tokens() const { return static_cast<int64_t>(positions.size()); }
   int64_t Keys() const { return *std::max_element(positions.begin(), positions.end()) + 1; }
@@ -407,7 +413,8 @@ TEST_P(AttentionTest, ScoresAreScaledProducts) {
         magnitude += std::abs(term);
       }
       const Interval product = Rounded(dtype_, Around(dot, kF32Error * magnitude));
-      ExpectInside(steps.scores[row * keys + j], Rounded(dtype_, Widened(Scaled(product, 1 / std::sqrt(17.0)))), {row, j});
+      ExpectInside(steps.scores[row * keys + j], Rounded(dtype_, Widened(Scaled(product, 1 / std::sqrt(17.0)))),
+                   {row, j});
     }
   }
 }
@@ -441,7 +448,8 @@ TEST_P(AttentionTest, TheFutureAndOtherSequencesChangeNoBit) {
 }
 
 TEST_P(AttentionTest, EachHeadReadsItsGroupsKeysAndValues) {
-  for (const AttentionShape shape : {AttentionShape{6, 2, 5}, AttentionShape{6, 3, 5}, AttentionShape{4, 1, 5}, AttentionShape{4, 4, 5}}) {
+  for (const AttentionShape shape :
+       {AttentionShape{6, 2, 5}, AttentionShape{6, 3, 5}, AttentionShape{4, 1, 5}, AttentionShape{4, 4, 5}}) {
     for (int64_t changed = 0; changed < shape.kv_heads; ++changed) {
       const AttentionCase before = Case(shape, {9}, {0}, {8});
       for (auto member : {&AttentionCase::keys, &AttentionCase::values}) {
@@ -504,7 +512,8 @@ TEST_P(KernelsTest, NaNAndInfinityDoNotCrashAndStayInTheirRow) {
       EXPECT_TRUE(rows_but_1_are_equal(a, b)) << bad;
       const std::vector<float> y = Loaded(dtype_, b);
       EXPECT_TRUE(std::any_of(y.begin() + kWidth, y.begin() + 2 * kWidth, [](float v) { return !std::isfinite(v); }) ||
-                  bad == -kInfinity) << bad;  // silu(-inf) may be what it likes
+                  bad == -kInfinity)
+          << bad;  // silu(-inf) may be what it likes
     };
     const std::vector<float> w = Random(kWidth);
     const RopeTable table(RopeConfig(kWidth), dtype_, 4);
@@ -520,9 +529,9 @@ TEST_P(AttentionTest, NaNAndInfinityDoNotCrash) {
   for (const float bad : {kNaN, kInfinity, -kInfinity}) {
     const AttentionCase clean = Ragged({6, 2, 17});
     AttentionCase c = clean;
-    c.q[3 * 6 * 17] = bad;                      // token 3, head 0
-    c.keys[1][c.KvAt(1, 0, 16) + 2] = bad;      // seen by token 2, heads 0 to 2
-    c.values[2][c.KvAt(2, 1, 0) + 5] = bad;     // seen by tokens 4 and 5, heads 3 to 5
+    c.q[3 * 6 * 17] = bad;                   // token 3, head 0
+    c.keys[1][c.KvAt(1, 0, 16) + 2] = bad;   // seen by token 2, heads 0 to 2
+    c.values[2][c.KvAt(2, 1, 0) + 5] = bad;  // seen by tokens 4 and 5, heads 3 to 5
     const std::vector<float> a = Loaded(dtype_, RunAttention(clean)), b = Loaded(dtype_, RunAttention(c));
     for (int64_t row = 0; row < 36; ++row) {
       const int64_t token = row / 6, head = row % 6;

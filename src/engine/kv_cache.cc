@@ -22,7 +22,8 @@ KvCache::KvCache(const Config& config, DType dtype, int num_sequences, int64_t c
     data_ = std::make_unique_for_overwrite<std::byte[]>(bytes);
     lengths_.resize(static_cast<size_t>(num_sequences));
   } catch (const std::bad_alloc&) {
-    throw Error("no memory for a KV cache of " + std::to_string(bytes >> 20) + " MiB; ask for fewer tokens or sequences");
+    throw Error("no memory for a KV cache of " + std::to_string(bytes >> 20) +
+                " MiB; ask for fewer tokens or sequences");
   }
 }
 

@@ -29,8 +29,9 @@ class KvCache {
   size_t Offset(int64_t layer, int sequence) const;
 
   int64_t kv_heads_, row_bytes_, capacity_;
-  std::vector<int64_t> lengths_;      // [sequences]
-  std::unique_ptr<std::byte[]> data_;  // [layers, sequences, (k, v), kv_heads, capacity, head_dim]; touched only where written
+  std::vector<int64_t> lengths_;  // [sequences]
+  std::unique_ptr<std::byte[]>
+      data_;  // [layers, sequences, (k, v), kv_heads, capacity, head_dim]; touched only where written
 };
 
 }  // namespace lockstep

@@ -1,8 +1,12 @@
 // Two ways to one product:
-//  - packed: oneDNN multiplies in the storage dtype (f32 everywhere, bf16 where AVX-512-BF16 or AMX is there). The weight lies in the
-//    layout that oneDNN likes best for many rows; the same layout serves one row just as fast, so that one copy is enough.
-//  - widened: oneDNN 2.6 has no bf16 below AVX-512, a slow one without AVX-512-BF16, and no f16 at all. There the weight stays
-//    16-bit as in the checkpoint and blocks of its rows are widened to f32, which is exact; then the f32 product does the work.
+//  - packed: oneDNN multiplies in the storage dtype (f32 everywhere, bf16 where AVX-512-BF16 or AMX is there). The
+//  weight lies in the
+//    layout that oneDNN likes best for many rows; the same layout serves one row just as fast, so that one copy is
+//    enough.
+//  - widened: oneDNN 2.6 has no bf16 below AVX-512, a slow one without AVX-512-BF16, and no f16 at all. There the
+//  weight stays
+//    16-bit as in the checkpoint and blocks of its rows are widened to f32, which is exact; then the f32 product does
+//    the work.
 #include "engine/linear.h"
 
 #include <algorithm>
@@ -73,9 +77,7 @@ void Reorder(memory from, memory to) {
   stream.wait();
 }
 
-memory MemoryOf(const memory::desc& desc, const void* data) {
-  return {desc, CpuEngine(), const_cast<void*>(data)};
-}
+memory MemoryOf(const memory::desc& desc, const void* data) { return {desc, CpuEngine(), const_cast<void*>(data)}; }
 
 void Convert(DType from, const std::byte* data, int64_t count, DType to, std::byte* out) {
   const auto from_size = static_cast<int64_t>(DTypeSize(from));
@@ -101,11 +103,11 @@ struct Linear::Impl {
   int64_t in = 0;
   DType storage = DType::kF32;
   bool packed = false;
-  memory weight;                      // packed
-  std::vector<std::byte> plain;       // [out, in] of 16-bit elements, not packed
-  std::mutex mutex;                   // guards the two below
+  memory weight;                 // packed
+  std::vector<std::byte> plain;  // [out, in] of 16-bit elements, not packed
+  std::mutex mutex;              // guards the two below
   int64_t last_rows = -1;
-  std::optional<Product> last;        // for the number of rows asked for last
+  std::optional<Product> last;  // for the number of rows asked for last
 
   memory::dims Dims() const { return {in, out}; }
   // The checkpoint's [out, in], seen as the [in, out] that a product x · B wants.

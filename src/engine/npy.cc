@@ -1,7 +1,7 @@
 #include "engine/npy.h"
 
-#include <filesystem>
 #include <algorithm>
+#include <filesystem>
 #include <regex>
 #include <string_view>
 
@@ -28,7 +28,8 @@ Header ParseHeader(const std::string& path, std::string_view bytes) {
   const bool wide = bytes[6] > 1;  // 4 bytes of length since version 2
   const size_t length = byte(8) | byte(9) << 8 | (wide ? byte(10) << 16 | byte(11) << 24 : 0);
   const size_t begin = wide ? 12 : 10;
-  if (length > bytes.size() - begin) throw Error(path + ": header of " + std::to_string(length) + " bytes; is the file truncated?");
+  if (length > bytes.size() - begin)
+    throw Error(path + ": header of " + std::to_string(length) + " bytes; is the file truncated?");
 
   const std::string text(bytes.substr(begin, std::min<size_t>(length, 4096)));
   std::smatch match;
@@ -39,7 +40,8 @@ Header ParseHeader(const std::string& path, std::string_view bytes) {
   if (!std::regex_search(text, std::regex("'fortran_order': *False"))) {
     throw Error(path + ": expected C order; save numpy.ascontiguousarray(x)");
   }
-  if (!std::regex_search(text, match, std::regex("'shape': *\\(([0-9, ]*)\\)"))) throw Error(path + ": no shape in its header");
+  if (!std::regex_search(text, match, std::regex("'shape': *\\(([0-9, ]*)\\)")))
+    throw Error(path + ": no shape in its header");
   Header header{descr == "f2" ? DType::kF16 : descr == "f4" ? DType::kF32 : DType::kF64, {}, begin + length};
   const std::string sizes = match[1];
   const std::regex number("[0-9]+");

@@ -1,5 +1,5 @@
-// The forward pass, with the capture beside each op. Shapes: T tokens of the batch, D hidden, H query heads, K key/value heads,
-// d head_dim, I intermediate, V vocabulary, R rows of logits.
+// The forward pass, with the capture beside each op. Shapes: T tokens of the batch, D hidden, H query heads, K
+// key/value heads, d head_dim, I intermediate, V vocabulary, R rows of logits.
 #include <algorithm>
 #include <cstring>
 #include <set>
@@ -69,7 +69,8 @@ struct Session::Impl {
     kernels::RmsNorm(dtype, x, w.values, config.rms_norm_eps, rows, y);
   }
 
-  void Observe(Point point, int layer, void* data, std::vector<int64_t> shape, DType type, std::span<const int32_t> rows) {
+  void Observe(Point point, int layer, void* data, std::vector<int64_t> shape, DType type,
+               std::span<const int32_t> rows) {
     if (tap == nullptr || !tap->Wants(point, layer)) return;
     std::vector<int64_t> strides(shape.size(), 1);
     for (size_t axis = shape.size() - 1; axis > 0; --axis) strides[axis - 1] = strides[axis] * shape[axis];
@@ -86,7 +87,8 @@ void Session::Impl::CheckBatch(const Batch& batch) const {
     throw Error("a batch of " + std::to_string(batch.tokens.size()) + " tokens, but " +
                 std::to_string(batch.sequences.size()) + " sequence numbers");
   }
-  if (!batch.embeddings.empty() && batch.embeddings.size() != batch.tokens.size() * static_cast<size_t>(config.hidden_size)) {
+  if (!batch.embeddings.empty() &&
+      batch.embeddings.size() != batch.tokens.size() * static_cast<size_t>(config.hidden_size)) {
     throw Error("input embeddings: expected " + std::to_string(batch.tokens.size()) + " rows of " +
                 std::to_string(config.hidden_size) + " values, found " + std::to_string(batch.embeddings.size()) +
                 " values in all");
@@ -104,7 +106,8 @@ void Session::Impl::CheckBatch(const Batch& batch) const {
     size_t end = begin;
     while (end < batch.sequences.size() && batch.sequences[end] == sequence) ++end;
     if (!seen.insert(sequence).second) {
-      throw Error("sequence " + std::to_string(sequence) + " stands twice in the batch; its tokens must be consecutive");
+      throw Error("sequence " + std::to_string(sequence) +
+                  " stands twice in the batch; its tokens must be consecutive");
     }
     const int64_t length = cache.Length(sequence) + static_cast<int64_t>(end - begin);
     if (length > cache.capacity()) {

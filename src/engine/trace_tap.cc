@@ -67,7 +67,8 @@ TraceTap::TraceTap(const Model& model, const std::string& path, const TraceTapOp
 TraceTap::~TraceTap() = default;
 
 bool TraceTap::Wants(Point point, int layer) {
-  return impl_->step ? impl_->step.wants(PointName(point, layer)) : impl_->selection.WantsPoint(PointName(point, layer));
+  return impl_->step ? impl_->step.wants(PointName(point, layer))
+                     : impl_->selection.WantsPoint(PointName(point, layer));
 }
 
 void TraceTap::OnBegin(const Batch& batch, std::span<const int32_t> positions) {

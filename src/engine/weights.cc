@@ -107,7 +107,8 @@ std::vector<Model::Fingerprint> Model::Fingerprints() const {
   for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i);
   impl_->Embed(ids, rounded.data());
   checkpoint().Release(embedding);
-  out.push_back({kEmbedding, {c.vocab_size, c.hidden_size},
+  out.push_back({kEmbedding,
+                 {c.vocab_size, c.hidden_size},
                  FingerprintOfMatrix(dtype(), rounded.data(), c.vocab_size, c.hidden_size)});
 
   auto add_norm = [&](const NormWeight& norm) {

@@ -1,8 +1,9 @@
+#include "base/json.h"
+
 #include <cmath>
 #include <optional>
 #include <string>
 
-#include "base/json.h"
 #include "lockstep/report.h"
 
 namespace lockstep {
@@ -120,14 +121,20 @@ Json ListJson(const List& list, ToJson to_json) {
 }
 
 Json FailureJson(const Failure& failure) {
-  return {{"kind", FailureKindName(failure.kind)}, {"side", SideName(failure.side)}, {"point", failure.point}, {"text", failure.text}};
+  return {{"kind", FailureKindName(failure.kind)},
+          {"side", SideName(failure.side)},
+          {"point", failure.point},
+          {"text", failure.text}};
 }
 
 Json NextTokensJson(const NextTokens& tokens) {
   return {{"compared", tokens.compared},
           {"agree", tokens.agree},
           {"differences", ListJson(tokens.differences, [](const NextTokens::Difference& d) -> Json {
-             return {{"sequence", d.sequence}, {"position", d.position}, {"reference", d.reference}, {"candidate", d.candidate}};
+             return {{"sequence", d.sequence},
+                     {"position", d.position},
+                     {"reference", d.reference},
+                     {"candidate", d.candidate}};
            })}};
 }
 

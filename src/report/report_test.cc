@@ -34,7 +34,8 @@ CompareResult MakeResult(bool different = true) {
   result.reference.producer = "transformers 5";
   result.candidate.traces = {"cpp.trace"};
   result.pairs = {{0, 0, 3}};
-  result.points = {MakePoint(-1, "input_embeddings", DiffClass::kExcellent), MakePoint(0, "attn_q_rope", DiffClass::kGood)};
+  result.points = {MakePoint(-1, "input_embeddings", DiffClass::kExcellent),
+                   MakePoint(0, "attn_q_rope", DiffClass::kGood)};
   if (different) {
     PointResult point = MakePoint(2, "attn_q_rope", DiffClass::kSignificant);
     point.worst = {0, 5, 3, 17};
@@ -78,7 +79,9 @@ TEST(TextReportTest, FailuresWeightsTokensAndNotes) {
   const std::string text = TextReport(result);
   EXPECT_THAT(text, HasSubstr("FAILURE    missing (candidate): logits: promised, but missing in step 3"));
   EXPECT_THAT(text, HasSubstr("WEIGHT     lm_head.weight: other"));
-  EXPECT_THAT(text, HasSubstr("next tokens: 3 of 4 agree; the first that differs follows sequence 0, position 17: reference 12"));
+  EXPECT_THAT(
+      text,
+      HasSubstr("next tokens: 3 of 4 agree; the first that differs follows sequence 0, position 17: reference 12"));
   EXPECT_THAT(text, HasSubstr("only in the reference: 1 point: mine (not promised)"));
   EXPECT_THAT(text, HasSubstr("note: something"));
   EXPECT_THAT(text, HasSubstr("VERDICT: DIFFERENT (1 completeness failure; 1 different weight)"));
@@ -101,7 +104,9 @@ TEST(TextReportTest, UntrustedNamesAreEscapedAndShortened) {
   }
 }
 
-TEST(TextReportTest, ColorOnlyOnRequest) { EXPECT_THAT(TextReport(MakeResult(), {.color = true}), HasSubstr("\033[31m")); }
+TEST(TextReportTest, ColorOnlyOnRequest) {
+  EXPECT_THAT(TextReport(MakeResult(), {.color = true}), HasSubstr("\033[31m"));
+}
 
 TEST(TextReportTest, LongTablesFoldExcellentLayers) {
   CompareResult result = MakeResult(false);

@@ -18,7 +18,9 @@ enum class Color { kNone, kGood, kWarning, kBad, kStrong };
 class TextWriter {
  public:
   TextWriter(const CompareResult& result, const TextOptions& options)
-      : result_(result), options_(options), width_(std::max(kNarrowest, static_cast<size_t>(std::max(0, options.width)))) {}
+      : result_(result),
+        options_(options),
+        width_(std::max(kNarrowest, static_cast<size_t>(std::max(0, options.width)))) {}
 
   std::string Write() {
     Rule();
@@ -73,10 +75,11 @@ class TextWriter {
     std::string traces;
     for (const std::string& trace : side.traces) traces.append("  ").append(Message(trace));
     Line(label + traces);
-    Line(fmt::format("           {}, {}, {}{}, {}, {}, {}, {}{}", Name(side.producer.empty() ? "unnamed producer" : side.producer),
-                     Name(side.model_type.empty() ? "unnamed model" : side.model_type), DTypeName(side.storage),
-                     side.has_arithmetic ? "" : " (undeclared)", Count(side.steps, "step"), Count(side.sequences, "sequence"),
-                     Count(side.tokens, "token"), Count(side.points, "point"), side.closed ? "" : ", NOT CLOSED"));
+    Line(fmt::format(
+        "           {}, {}, {}{}, {}, {}, {}, {}{}", Name(side.producer.empty() ? "unnamed producer" : side.producer),
+        Name(side.model_type.empty() ? "unnamed model" : side.model_type), DTypeName(side.storage),
+        side.has_arithmetic ? "" : " (undeclared)", Count(side.steps, "step"), Count(side.sequences, "sequence"),
+        Count(side.tokens, "token"), Count(side.points, "point"), side.closed ? "" : ", NOT CLOSED"));
   }
 
   // ---- what is missing
@@ -104,8 +107,9 @@ class TextWriter {
   void WriteTable() {
     MeasureColumns();
     Rule();
-    Line(fmt::format("  {:<16} {:<{}} {} {} {:>9} {:>9} {:>9} {:>9}", "class", "layer", layer_width_, Padded("point", name_width_),
-                     Padded("shape", shape_width_), "max_abs", "max_rel", "cos_sim", "token_l2"));
+    Line(fmt::format("  {:<16} {:<{}} {} {} {:>9} {:>9} {:>9} {:>9}", "class", "layer", layer_width_,
+                     Padded("point", name_width_), Padded("shape", shape_width_), "max_abs", "max_rel", "cos_sim",
+                     "token_l2"));
     const std::vector<PointResult>& points = result_.points;
     const bool fold = !options_.all && points.size() > kLongTable;
     for (size_t i = 0; i < points.size();) {
@@ -150,8 +154,8 @@ class TextWriter {
   void WriteFolded(size_t begin, size_t end) {
     const int first = result_.points[begin].layer, last = result_.points[end - 1].layer;
     const std::string layers = first == last ? fmt::format("L{}", first) : fmt::format("L{}-L{}", first, last);
-    Line(fmt::format("  {} {} all {}", Paint(fmt::format("{:<16}", "EXCELLENT"), Color::kGood), Padded(layers, layer_width_),
-                     Count(end - begin, "point")));
+    Line(fmt::format("  {} {} all {}", Paint(fmt::format("{:<16}", "EXCELLENT"), Color::kGood),
+                     Padded(layers, layer_width_), Count(end - begin, "point")));
   }
 
   static Color ColorOf(const PointResult& point) {
@@ -197,10 +201,10 @@ class TextWriter {
   void WriteEvidence(const PointResult& point) {
     for (const std::string& reason : point.reasons) Line("   " + Message(reason));
     if (point.elements > 0) {
-      Line(fmt::format("   largest difference at {}: reference {}, candidate {}", PlaceText(point.worst), point.worst_reference,
-                       point.worst_candidate));
-      Line(fmt::format("   worst token at {}: relative L2 {:.3g}; smallest token cosine {:.6f}", PlaceText(point.worst_token),
-                       point.worst_token_relative_l2, point.min_token_cosine));
+      Line(fmt::format("   largest difference at {}: reference {}, candidate {}", PlaceText(point.worst),
+                       point.worst_reference, point.worst_candidate));
+      Line(fmt::format("   worst token at {}: relative L2 {:.3g}; smallest token cosine {:.6f}",
+                       PlaceText(point.worst_token), point.worst_token_relative_l2, point.min_token_cosine));
     }
     if (point.worst_head >= 0) {
       Line(fmt::format("   worst head {}: relative L2 {:.3g}; smallest head cosine {:.6f}", point.worst_head,
@@ -220,8 +224,8 @@ class TextWriter {
     std::string line = fmt::format("next tokens: {} of {} agree", tokens.agree, tokens.compared);
     if (!tokens.differences.empty()) {
       const NextTokens::Difference& first = tokens.differences.front();
-      line += fmt::format("; the first that differs follows sequence {}, position {}: reference {}, candidate {}", first.sequence,
-                          first.position, first.reference, first.candidate);
+      line += fmt::format("; the first that differs follows sequence {}, position {}: reference {}, candidate {}",
+                          first.sequence, first.position, first.reference, first.candidate);
     }
     Line(line, tokens.agree == tokens.compared ? Color::kNone : Color::kWarning);
   }
@@ -240,9 +244,9 @@ class TextWriter {
   void WriteCounts() {
     if (result_.points.empty()) return;
     const auto count = [&](DiffClass c) { return result_.class_counts[static_cast<size_t>(c)]; };
-    Line(fmt::format("EXCELLENT {} ({} to the bit), GOOD {}, ACCEPTABLE {}, SIGNIFICANT DIFF {}", count(DiffClass::kExcellent),
-                     result_.bit_identical, count(DiffClass::kGood), count(DiffClass::kAcceptable),
-                     count(DiffClass::kSignificant)));
+    Line(fmt::format("EXCELLENT {} ({} to the bit), GOOD {}, ACCEPTABLE {}, SIGNIFICANT DIFF {}",
+                     count(DiffClass::kExcellent), result_.bit_identical, count(DiffClass::kGood),
+                     count(DiffClass::kAcceptable), count(DiffClass::kSignificant)));
   }
 
   void WriteVerdict() {
@@ -266,6 +270,8 @@ class TextWriter {
 
 }  // namespace
 
-std::string TextReport(const CompareResult& result, const TextOptions& options) { return TextWriter(result, options).Write(); }
+std::string TextReport(const CompareResult& result, const TextOptions& options) {
+  return TextWriter(result, options).Write();
+}
 
 }  // namespace lockstep

@@ -18,7 +18,10 @@ Decoded Decode(std::string_view text) {
   const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[i]); };
   const uint8_t lead = byte(0);
   if (lead < 0x80) return {lead, 1};
-  const size_t bytes = lead >= 0xF0 && lead < 0xF5 ? 4 : lead >= 0xE0 && lead < 0xF0 ? 3 : lead >= 0xC2 && lead < 0xE0 ? 2 : 0;
+  const size_t bytes = lead >= 0xF0 && lead < 0xF5   ? 4
+                       : lead >= 0xE0 && lead < 0xF0 ? 3
+                       : lead >= 0xC2 && lead < 0xE0 ? 2
+                                                     : 0;
   if (bytes == 0 || bytes > text.size()) return {};
   uint32_t code = lead & (0x7Fu >> bytes);
   for (size_t i = 1; i < bytes; ++i) {
@@ -58,7 +61,8 @@ std::string Escaped(std::string_view text) {
     if (character.bytes == 0) {
       out += fmt::format("\\x{:02x}", static_cast<uint8_t>(text[0]));
     } else if (IsControl(character.code)) {
-      out += character.code < 0x80 ? fmt::format("\\x{:02x}", character.code) : fmt::format("\\u{{{:04x}}}", character.code);
+      out += character.code < 0x80 ? fmt::format("\\x{:02x}", character.code)
+                                   : fmt::format("\\u{{{:04x}}}", character.code);
     } else {
       out += text.substr(0, character.bytes);
     }
@@ -101,6 +105,8 @@ std::string LayerLabel(const PointResult& point) {
   return point.name == PointName(Point::kInputEmbeddings) ? "Input" : "Final";
 }
 
-std::string Count(size_t count, const std::string& noun) { return fmt::format("{} {}{}", count, noun, count == 1 ? "" : "s"); }
+std::string Count(size_t count, const std::string& noun) {
+  return fmt::format("{} {}{}", count, noun, count == 1 ? "" : "s");
+}
 
 }  // namespace lockstep

@@ -1,4 +1,5 @@
-// Words of the reports. Names and messages come from traces and are not trusted: what could move a terminal's cursor is escaped.
+// Words of the reports. Names and messages come from traces and are not trusted: what could move a terminal's cursor is
+// escaped.
 #pragma once
 
 #include <string>

@@ -11,7 +11,9 @@ C_LIBRARY = LOCKSTEP.parent / "liblockstep_c.so"
 TINY = ROOT / "models" / "tiny-qwen3"
 
 
-def lockstep(*arguments: object, env: dict[str, str] | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess:
+def lockstep(
+    *arguments: object, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess:
     """Runs the program; stdout and stderr as text."""
     return subprocess.run(
         [str(LOCKSTEP), *map(str, arguments)],

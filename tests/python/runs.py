@@ -1,4 +1,4 @@
-"""Runs of the reference and the engine for the end-to-end tests; the reference runs in this process, which saves its start."""
+"""Runs of the reference and the engine for the end-to-end tests; the reference runs here, which saves its start."""
 
 import json
 import random

@@ -1,4 +1,7 @@
-"""Bad input through the command line: exit code 2, one clear message, nothing half-written, no crash (this file also runs under ASan)."""
+"""Bad input through the command line: exit code 2, one clear message, nothing half-written, no crash.
+
+This file also runs under ASan.
+"""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The C++ engine against PyTorch, and against itself run in other ways; through traces and the comparison, as a user has it."""
+"""The C++ engine against PyTorch, and against itself run in other ways; through traces, as a user has it."""
 
 import json
 
@@ -19,7 +19,7 @@ SHAPES = {
 
 
 def assert_within_the_floor(model, tmp_path, result: dict) -> None:
-    """In 16 bits: every token's cosine above 0.9999, or the point no further from the reference than rounding took that from f32."""
+    """In 16 bits: every token's cosine above 0.9999, or the point no further off than rounding took the reference."""
     run_reference(model, tmp_path / "f32.trace", "--from", tmp_path / "py.trace")
     _, floor = compare(tmp_path / "f32.trace", tmp_path / "py.trace", tmp_path / "floor.json")
     rounding = {point["name"]: point["worst"]["token_relative_l2"] for point in floor["points"]}
@@ -75,12 +75,14 @@ def test_one_prompt_at_a_time_with_scores_and_probabilities(tmp_path, length):
 
 
 def test_transformers_is_a_reference_too(tmp_path):
-    assert_close(check(TINY, tmp_path, "f32", "--tokens", prompt(17, 2048), "--decode", 2, "--implementation", "transformers"))
+    assert_close(
+        check(TINY, tmp_path, "f32", "--tokens", prompt(17, 2048), "--decode", 2, "--implementation", "transformers")
+    )
 
 
 @pytest.fixture(scope="module")
 def greedy(tmp_path_factory):
-    """Two prompts and their decode steps by the engine, as the trace that the other ways of running are held against."""
+    """Two prompts and their decode steps by the engine: the trace that the other ways of running are held against."""
     out = tmp_path_factory.mktemp("greedy")
     return run_engine(TINY, out / "decode.trace", *prompts([17, 40], 2048), "--decode", 8)
 

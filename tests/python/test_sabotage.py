@@ -57,7 +57,7 @@ def test_a_replaced_tensor_is_the_first_difference(traces, tmp_path, layer, poin
 
 
 def rewrite(source, out, change) -> None:
-    """Copies a trace tensor by tensor; `change(name, array, tensors)` gives what is recorded: an array, a list of them, or None."""
+    """Copies a trace tensor by tensor; `change(name, array, tensors)` gives an array, a list of them, or None."""
     trace = load(source)
     meta = trace.meta
     with TraceWriter(
