@@ -18,7 +18,7 @@ help:
 	@echo "make clean   remove build/ and .venv/"
 
 demo: bootstrap build
-	$(LOCKSTEP) debug models/tiny-qwen3 --input "$(INPUT)" --decode 4
+	$(LOCKSTEP) debug models/tiny-qwen3 --input "$(INPUT)" --decode 4 --all
 
 test: bootstrap-dev test-release test-asan
 

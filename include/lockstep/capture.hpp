@@ -172,7 +172,7 @@ class Step {
  public:
   Step() = default;
   Step(Step&&) = default;
-  Step& operator=(Step&& other);
+  Step& operator=(Step&& other);  // NOLINT(performance-noexcept-move-constructor): ends the old one
   ~Step();
 
   // False where nothing will be recorded: names need not be built.
@@ -221,7 +221,7 @@ class Trace {
   // alone.
   Trace(const std::string& path, const TraceInfo& info);
   Trace(Trace&&) = default;
-  Trace& operator=(Trace&& other);
+  Trace& operator=(Trace&& other);  // NOLINT(performance-noexcept-move-constructor): closes the old one
   ~Trace();
 
   // False when switched off, closed, or stopped by an error.
@@ -1064,7 +1064,7 @@ class OpenStep {
     return out;
   }
 
-  void AddNumbers(const std::string& name, const std::vector<int32_t>& values, std::vector<int64_t> shape) {
+  void AddNumbers(const std::string& name, const std::vector<int32_t>& values, const std::vector<int64_t>& shape) {
     Add(name, DType::kI32, View(values.data(), DType::kI32, shape, {}));
   }
 
@@ -1149,6 +1149,7 @@ inline void TraceFile::TakeOver() {
       for (const auto& [key, value] : JsonScanner::Parse(ReadOld()))
         trace |= key == "format" && value == "\"lockstep-trace\"";
     } catch (const std::invalid_argument&) {
+      // Not JSON, so not a trace.
     }
     if (!trace)
       throw std::runtime_error(path_ +
@@ -1388,7 +1389,7 @@ inline void TraceFile::WriteText(bool closed) const {
 
 }  // namespace detail
 
-inline Step& Step::operator=(Step&& other) {
+inline Step& Step::operator=(Step&& other) {  // NOLINT(performance-noexcept-move-constructor)
   if (this == &other) return *this;
   End();
   step_ = std::move(other.step_);
@@ -1419,7 +1420,7 @@ inline Trace::Trace(const std::string& path, const TraceInfo& info)
   trace_->Guard([&] { trace_->Open(); });
 }
 
-inline Trace& Trace::operator=(Trace&& other) {
+inline Trace& Trace::operator=(Trace&& other) {  // NOLINT(performance-noexcept-move-constructor)
   if (this == &other) return *this;
   Close();
   trace_ = std::move(other.trace_);

@@ -83,14 +83,14 @@ bool CheckPython(const std::string& given) {
     const std::string code = fmt::format("import importlib.metadata as m, {0}; print(m.version('{0}'))", package.name);
     const bool there = RunPythonCode(python, code, &found) == 0;
     found.erase(found.find_last_not_of('\n') + 1);
-    fmt::print("  {:<12}{}\n", package.name,
+    fmt::print("  {:<14}{}\n", package.name,
                there ? found : fmt::format("missing; needed for {}: pip install {}", package.needed_for, package.name));
     complete = complete && (there || std::string(package.name) == "transformers");
   }
   std::string where;
   const bool own = RunPythonCode(python, "import lockstep; print(lockstep.__path__[0])", &where) == 0;
   where.erase(where.find_last_not_of('\n') + 1);
-  fmt::print("  {:<12}{}\n", "lockstep",
+  fmt::print("  {:<14}{}\n", "lockstep",
              own ? where : "missing; install the wheel, or set PYTHONPATH to the source's python/");
   return complete && own;
 }

@@ -147,4 +147,4 @@ def test_a_point_of_ones_own_is_compared(traces, tmp_path):
 
     code, result = compare(renamed(tmp_path / "a.trace", 1), renamed(tmp_path / "b.trace", 3), tmp_path / "result.json")
     assert code == 1
-    assert result["first_significant"] == own
+    assert result["first_failing"] == own
