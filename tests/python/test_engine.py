@@ -19,10 +19,10 @@ SHAPES = {
 
 
 def assert_within_the_floor(model, tmp_path, result: dict) -> None:
-    """In 16 bits: every token's cosine above 0.9999, or the point no further from the reference than two roundings are apart.
+    """In 16 bits: every token's cosine above 0.9999, or the point no further off than two roundings are apart.
 
-    How far rounding takes the reference from its own f32 run is measured; two implementations that each round as much are
-    about sqrt(2) of that apart.
+    How far rounding takes the reference from its own f32 run is measured; two implementations that each round as much
+    are about sqrt(2) of that apart.
     """
     run_reference(model, tmp_path / "f32.trace", "--from", tmp_path / "py.trace")
     _, floor = compare(tmp_path / "f32.trace", tmp_path / "py.trace", tmp_path / "floor.json")
