@@ -17,7 +17,8 @@ help:
 	@echo "make points  regenerate python/lockstep/points.json and docs/points.md from the point table"
 	@echo "make clean   remove build/ and .venv/"
 
-demo: bootstrap build
+demo: bootstrap
+	@tools/build $(PRESET) lockstep_cli
 	$(LOCKSTEP) debug models/tiny-qwen3 --input "$(INPUT)" --decode 4 --all
 
 test: bootstrap-dev test-release test-asan

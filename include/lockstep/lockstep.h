@@ -90,8 +90,8 @@ LOCKSTEP_API int lockstep_forward(lockstep_session* session, const int32_t* toke
 /* ---- Comparison ---- */
 
 /* Compares two traces. A negative atol or rtol sets no tolerance of one's own. json (may be NULL) receives everything
- * that was found (docs/compare.md); free it with lockstep_string_free. Returns LOCKSTEP_OK (same), LOCKSTEP_DIFFERENT or
- * LOCKSTEP_ERROR. */
+ * that was found (docs/compare.md); free it with lockstep_string_free. Returns LOCKSTEP_OK (same), LOCKSTEP_DIFFERENT
+ * or LOCKSTEP_ERROR. */
 LOCKSTEP_API int lockstep_compare(const char* reference_trace, const char* candidate_trace, double atol, double rtol,
                                   char** json);
 

@@ -31,6 +31,7 @@ int main(int argc, char** argv) {
   const lockstep::CompareResult result = lockstep::Compare({a}, {b});
   const int by_c = lockstep_compare(a.c_str(), b.c_str(), -1, -1, nullptr);
   std::fputs(lockstep::TextReport(result).c_str(), stdout);
-  std::printf("version %s, same %d, different %d, by the C API %d\n", lockstep_version(), same, result.ExitCode(), by_c);
+  std::printf("version %s, same %d, different %d, by the C API %d\n", lockstep_version(), same, result.ExitCode(),
+              by_c);
   return same == 0 && result.ExitCode() == 1 && by_c == LOCKSTEP_DIFFERENT ? 0 : 1;
 }
