@@ -24,13 +24,13 @@ demo: bootstrap
 test: bootstrap-dev test-release test-asan
 
 test-release: build
-	ctest --preset $(PRESET) --output-on-failure --progress
+	ctest --preset $(PRESET) -j$$(nproc)
 	.venv/bin/python -m pytest tests/python -q
 
 # The same C++ tests, and the hostile files, under AddressSanitizer and UndefinedBehaviorSanitizer.
 test-asan:
 	@tools/build asan
-	ctest --preset asan --output-on-failure --progress
+	ctest --preset asan -j$$(nproc)
 	LOCKSTEP_PROGRAM=build/asan/src/lockstep .venv/bin/python -m pytest tests/python/test_bad_input.py -q
 
 build:
