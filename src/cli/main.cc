@@ -2,7 +2,7 @@
 #include <cstdio>
 
 #include "cli/command.h"
-#include "lockstep/error.h"
+#include "lockstep/report.h"
 #include "lockstep/version.h"
 
 namespace lockstep::cli {
@@ -38,7 +38,8 @@ int main(int argc, char** argv) {
   try {
     return lockstep::cli::Main(argc, argv);
   } catch (const std::exception& e) {
-    std::fprintf(stderr, "lockstep: %s\n", e.what());
+    // Messages name tensors and files, which are not trusted.
+    std::fprintf(stderr, "lockstep: %s\n", lockstep::Escaped(e.what()).c_str());
     return lockstep::cli::kCannotTell;
   }
 }

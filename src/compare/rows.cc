@@ -102,78 +102,92 @@ Piece Piece::Build(const std::vector<const TraceTensor*>& tensors, const std::ve
                    std::vector<Problem>* problems) {
   Piece piece;
   for (const TraceTensor* tensor : tensors) piece.views_.push_back(ViewRows(*tensor, axes));
+  piece.row_shape_ = piece.views_.front().shape;
   const TraceTensor& first = *tensors.front();
-  const auto fail = [&](bool replicas, bool fatal, const std::string& text) {
-    problems->push_back({replicas, fatal, text});
-  };
-
   if (first.shard && first.shard->axis != "token" && first.shard->count > 1) {
-    piece.kind_ = Kind::kShards;
-    const auto count = static_cast<size_t>(first.shard->count);
-    std::vector<const RowView*> slots(count, nullptr);
-    for (const RowView& view : piece.views_) {
-      const TraceTensor& tensor = *view.tensor;
-      if (!tensor.shard || tensor.shard->axis != first.shard->axis || tensor.shard->count != first.shard->count ||
-          tensor.shard->index < 0 || static_cast<size_t>(tensor.shard->index) >= count) {
-        fail(false, true, RankText(tensor) + " declares another sharding than " + RankText(first));
-        continue;
-      }
-      const RowView*& slot = slots[static_cast<size_t>(tensor.shard->index)];
-      // Grouped heads are often replicated: two ranks may hold the same slice, and then must agree.
-      if (slot && !SameBytes(*slot->tensor, tensor)) {
-        fail(true, false,
-             RankText(tensor) + " and " + RankText(*slot->tensor) + " hold shard " +
-                 std::to_string(tensor.shard->index) + " with different values");
-      }
-      if (!slot) slot = &view;
-    }
-    std::vector<RowView> ordered;
-    for (size_t i = 0; i < count; ++i) {
-      if (slots[i]) {
-        ordered.push_back(*slots[i]);
-      } else {
-        fail(false, true, "shard " + std::to_string(i) + " of " + std::to_string(count) + " is missing");
-      }
-    }
-    const auto axis = std::find(axes.begin(), axes.end(), first.shard->axis);
-    piece.shard_axis_ = static_cast<size_t>(axis - axes.begin());
-    // A flattened [heads * head_dim] row sharded by head is cut in the same places.
-    const size_t row_axes = piece.views_.front().shape.size();
-    if (row_axes == 1) piece.shard_axis_ = 0;
-    if (piece.shard_axis_ >= row_axes)
-      fail(false, true, "sharded along \"" + first.shard->axis + "\", which is none of its axes");
-    for (const RowView& view : ordered) {
-      if (view.shape != ordered.front().shape) {
-        fail(false, true,
-             "shards of different shapes: " + ShapeText(view.shape) + " and " + ShapeText(ordered.front().shape));
-        break;
-      }
-    }
-    if (!ordered.empty()) piece.views_ = std::move(ordered);
-    piece.row_shape_ = piece.views_.front().shape;
-    if (piece.shard_axis_ < row_axes) piece.row_shape_[piece.shard_axis_] *= static_cast<int64_t>(count);
+    piece.JoinShards(axes, problems);
   } else if (first.partial && tensors.size() > 1) {
-    piece.kind_ = Kind::kSum;
-    piece.row_shape_ = piece.views_.front().shape;
-    for (const RowView& view : piece.views_) {
-      if (view.shape != piece.row_shape_ || !view.tensor->partial) {
-        fail(false, true, RankText(*view.tensor) + " holds no partial sum of shape " + ShapeText(piece.row_shape_));
-      }
-    }
+    piece.JoinParts(problems);
   } else {
-    piece.row_shape_ = piece.views_.front().shape;
-    for (const TraceTensor* tensor : tensors) {
-      if (tensor != &first && !SameBytes(first, *tensor)) {
-        fail(true, false,
-             RankText(*tensor) + " and " + RankText(first) +
-                 " hold different values, and neither shard nor partial is declared");
-      }
-    }
-    piece.views_.resize(1);
+    piece.JoinReplicas(problems);
   }
   piece.shard_shape_ = piece.row_shape_;
   piece.row_size_ = Product(piece.row_shape_);
   return piece;
+}
+
+// The views by shard index, without gaps; what is missing or does not fit is a problem.
+std::vector<RowView> Piece::ShardsInOrder(std::vector<Problem>* problems) const {
+  const TraceTensor& first = *views_.front().tensor;
+  const auto count = static_cast<size_t>(first.shard->count);
+  std::vector<const RowView*> slots(count, nullptr);
+  for (const RowView& view : views_) {
+    const TraceTensor& tensor = *view.tensor;
+    if (!tensor.shard || tensor.shard->axis != first.shard->axis || tensor.shard->count != first.shard->count ||
+        tensor.shard->index < 0 || static_cast<size_t>(tensor.shard->index) >= count) {
+      problems->push_back({false, true, RankText(tensor) + " declares another sharding than " + RankText(first)});
+      continue;
+    }
+    const RowView*& slot = slots[static_cast<size_t>(tensor.shard->index)];
+    // Grouped heads are often replicated: two ranks may hold the same slice, and then must agree.
+    if (slot && !SameBytes(*slot->tensor, tensor)) {
+      problems->push_back({true, false,
+                           RankText(tensor) + " and " + RankText(*slot->tensor) + " hold shard " +
+                               std::to_string(tensor.shard->index) + " with different values"});
+    }
+    if (!slot) slot = &view;
+  }
+  std::vector<RowView> ordered;
+  for (size_t i = 0; i < count; ++i) {
+    if (slots[i]) {
+      ordered.push_back(*slots[i]);
+    } else {
+      problems->push_back({false, true, "shard " + std::to_string(i) + " of " + std::to_string(count) + " is missing"});
+    }
+  }
+  return ordered;
+}
+
+void Piece::JoinShards(const std::vector<std::string>& axes, std::vector<Problem>* problems) {
+  kind_ = Kind::kShards;
+  const Shard shard = *views_.front().tensor->shard;
+  std::vector<RowView> ordered = ShardsInOrder(problems);
+  if (!ordered.empty()) views_ = std::move(ordered);
+  row_shape_ = views_.front().shape;
+  for (const RowView& view : views_) {
+    if (view.shape == row_shape_) continue;
+    const std::string shapes = ShapeText(view.shape) + " and " + ShapeText(row_shape_);
+    problems->push_back({false, true, "shards of different shapes: " + shapes});
+    break;
+  }
+  // A flattened [heads * head_dim] row sharded by head is cut in the same places.
+  const auto axis = std::find(axes.begin(), axes.end(), shard.axis);
+  shard_axis_ = row_shape_.size() == 1 ? 0 : static_cast<size_t>(axis - axes.begin());
+  if (shard_axis_ >= row_shape_.size()) {
+    problems->push_back({false, true, "sharded along \"" + shard.axis + "\", which is none of its axes"});
+  } else {
+    row_shape_[shard_axis_] *= shard.count;
+  }
+}
+
+void Piece::JoinParts(std::vector<Problem>* problems) {
+  kind_ = Kind::kSum;
+  for (const RowView& view : views_) {
+    if (view.shape == row_shape_ && view.tensor->partial) continue;
+    problems->push_back(
+        {false, true, RankText(*view.tensor) + " holds no partial sum of shape " + ShapeText(row_shape_)});
+  }
+}
+
+void Piece::JoinReplicas(std::vector<Problem>* problems) {
+  const TraceTensor& first = *views_.front().tensor;
+  for (const RowView& view : views_) {
+    if (view.tensor == &first || SameBytes(first, *view.tensor)) continue;
+    problems->push_back({true, false,
+                         RankText(*view.tensor) + " and " + RankText(first) +
+                             " hold different values, and neither shard nor partial is declared"});
+  }
+  views_.resize(1);
 }
 
 void Piece::Reshape(const std::vector<int64_t>& shape) {

@@ -54,6 +54,12 @@ class Piece {
   void Read(int64_t row, float* out) const;
 
  private:
+  // How the ranks' tensors make one row; each is told of its problems.
+  std::vector<RowView> ShardsInOrder(std::vector<Problem>* problems) const;
+  void JoinShards(const std::vector<std::string>& axes, std::vector<Problem>* problems);
+  void JoinParts(std::vector<Problem>* problems);
+  void JoinReplicas(std::vector<Problem>* problems);
+
   void ReadShards(int64_t row, float* out) const;
   void ReadSum(int64_t row, float* out) const;
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from checkpoints import SHAPE, edit_config, make_checkpoint
 from lockstep import hooks, reference, tokenize
+from lockstep.calls import DEFAULT_INPUT
 from lockstep.errors import LockstepError
 from lockstep.fingerprint import fingerprint
 from lockstep.model import load_model, open_checkpoint
@@ -293,11 +294,11 @@ def test_hooks_refuse_fused_attention(checkpoint):
 def test_default_run(checkpoint, tmp_path, capsys):
     trace = run(checkpoint, tmp_path / "out")
     (step,) = trace.steps
-    assert bytes_of(checkpoint, step.input_ids) == reference.DEFAULT_INPUT
+    assert bytes_of(checkpoint, step.input_ids) == DEFAULT_INPUT
     assert step.phase == "prefill"
     assert set(step.tensors) == {*names_for(3), "next_token"} == set(trace.meta["points"])
     assert step.tensors["logits"].shape == (len(step.positions), 257)
-    assert step.positions.tolist() == list(range(len(reference.DEFAULT_INPUT)))
+    assert step.positions.tolist() == list(range(len(DEFAULT_INPUT)))
     assert step.sequences.tolist() == [0] * len(step.positions)
     assert trace.meta["model"]["config"] == SHAPE
     assert trace.meta["arithmetic"] == {
@@ -795,6 +796,19 @@ def test_the_pure_reference_needs_no_transformers(checkpoint, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "python")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("package", ["torch", "safetensors"])
+def test_a_missing_package_is_named(package):
+    code = (
+        f"import runpy, sys; sys.modules[{package!r}] = None; "
+        "runpy.run_module('lockstep.reference', run_name='__main__')"
+    )
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "python")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout) == (2, b"")
+    (line,) = done.stderr.decode().splitlines()
+    assert line.startswith(f"lockstep reference: {package} is missing: pip install torch ")
 
 
 # --- Tokenizing ----------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lockstep import LockstepError, Selection, TraceWriter, load
 from lockstep import trace as module
+from lockstep import trace_layout, trace_step_file
 from lockstep.points import names_for, parse_name, point_name, points
 from safetensors.numpy import load_file as official_load
 from safetensors.torch import load_file as official_load_torch
@@ -280,10 +281,12 @@ def test_the_narrowest_pattern_wins():
     """Independently of the order in trace.json, and as in the C++ reader."""
     patterns = {"*": 0, "*_q_rope": 1, "layer_1_*": 2, "layer_*_q_rope": 3, "layer_2_q_rope": 4}
     for order in (list(patterns), list(patterns)[::-1]):
-        found = {name: module._entry_for(name, {p: patterns[p] for p in order}) for name in ("x", "layer_1_q_rope")}
+        found = {
+            name: trace_layout.entry_for(name, {p: patterns[p] for p in order}) for name in ("x", "layer_1_q_rope")
+        }
         assert found == {"x": 0, "layer_1_q_rope": 3}
-        assert module._entry_for("layer_2_q_rope", {"*layer_2_q_rope": 9, **patterns}) == 4
-    assert module._entry_for("x", {"y*": 1}) is None
+        assert trace_layout.entry_for("layer_2_q_rope", {"*layer_2_q_rope": 9, **patterns}) == 4
+    assert trace_layout.entry_for("x", {"y*": 1}) is None
 
 
 def test_keys(tmp_path):
@@ -320,7 +323,7 @@ def test_a_whole_rank_in_its_own_directory(tmp_path):
 
 def test_continuation_files(tmp_path, monkeypatch):
     """A header region that fills up goes on in further files, each of which any safetensors reader opens."""
-    monkeypatch.setattr(module, "HEADER_BYTES", 2 * 4096)
+    monkeypatch.setattr(trace_step_file, "HEADER_BYTES", 2 * 4096)
     names = [f"layer_{i}_{'x' * random.Random(i).randrange(1, 300)}" for i in range(120)]
     with writer(tmp_path / "t") as trace, begin(trace) as step:
         for i, name in enumerate(names):
@@ -354,7 +357,7 @@ def test_entries_do_not_cross_pages(tmp_path, monkeypatch):
 
 def test_an_entry_that_fills_the_region(tmp_path, monkeypatch):
     """To the last byte before the closing brace; one byte more goes on in a second file."""
-    monkeypatch.setattr(module, "HEADER_BYTES", 2 * 4096)
+    monkeypatch.setattr(trace_step_file, "HEADER_BYTES", 2 * 4096)
     most = 4096 - 1 - len(b',"":{"dtype":"I8","shape":[3],"data_offsets":[36,39]}')
     for length, num_files in ((most - 1, 1), (most, 1), (most + 1, 2)):
         with writer(tmp_path / "t") as trace, begin(trace) as step:
@@ -899,8 +902,8 @@ def test_random_damage(golden, seed):
 CHILD = """
 import os, sys
 import numpy as np
-from lockstep import TraceWriter, trace
-trace.HEADER_BYTES = 3 * 4096  # continuation files come often
+from lockstep import TraceWriter, trace_step_file
+trace_step_file.HEADER_BYTES = 3 * 4096  # continuation files come often
 i = 0
 with TraceWriter(sys.argv[1], producer="child", config={}) as writer:
     for n in range(10**6):
