@@ -21,9 +21,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lockstep import LockstepError, Selection, TraceWriter, load
+from lockstep import LockstepError, Selection, TraceWriter, load, trace_layout, trace_step_file
 from lockstep import trace as module
-from lockstep import trace_layout, trace_step_file
 from lockstep.points import names_for, parse_name, point_name, points
 from safetensors.numpy import load_file as official_load
 from safetensors.torch import load_file as official_load_torch
