@@ -21,7 +21,7 @@ std::string TextReport(const CompareResult& result, const TextOptions& options =
 std::string JsonReport(const CompareResult& result);
 
 // Names and messages come from traces and are not trusted: control characters (C0, DEL, C1), direction overrides and
-// bytes that are no UTF-8 become \\xNN or \\u{NNNN}, so that nothing moves a terminal's cursor.
+// bytes that are no UTF-8 become \xNN or \u{NNNN}, so that nothing moves a terminal's cursor.
 std::string Escaped(std::string_view text);
 
 }  // namespace lockstep

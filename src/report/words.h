@@ -6,11 +6,9 @@
 #include <string_view>
 
 #include "lockstep/compare.h"
+#include "lockstep/report.h"  // Escaped
 
 namespace lockstep {
-
-// Control characters (C0, DEL, C1), direction overrides and bytes that are no UTF-8 become \xNN or \u{NNNN}.
-std::string Escaped(std::string_view text);
 
 // At most `width` characters: the middle of what is longer becomes "…". REQUIRES: escaped text, width >= 3.
 std::string Shortened(const std::string& text, size_t width);
