@@ -7,6 +7,12 @@
 #include "lockstep/error.h"
 
 namespace lockstep {
+namespace {
+
+// Beyond it a wrong number is likelier than a large machine.
+constexpr size_t kMaxBytes = size_t{1} << 40;
+
+}  // namespace
 
 KvCache::KvCache(const Config& config, DType dtype, int num_sequences, int64_t capacity)
     : kv_heads_(config.num_key_value_heads),
@@ -14,9 +20,10 @@ KvCache::KvCache(const Config& config, DType dtype, int num_sequences, int64_t c
       capacity_(capacity) {
   size_t bytes = 0;
   if (__builtin_mul_overflow(2 * static_cast<size_t>(kv_heads_ * row_bytes_), static_cast<size_t>(capacity), &bytes) ||
-      __builtin_mul_overflow(bytes, static_cast<size_t>(config.num_hidden_layers * num_sequences), &bytes)) {
+      __builtin_mul_overflow(bytes, static_cast<size_t>(config.num_hidden_layers * num_sequences), &bytes) ||
+      bytes > kMaxBytes) {
     throw Error("the KV cache of " + std::to_string(num_sequences) + " sequences of " + std::to_string(capacity) +
-                " tokens is larger than the address space; ask for fewer");
+                " tokens needs more than 1 TiB; ask for fewer");
   }
   try {
     data_ = std::make_unique_for_overwrite<std::byte[]>(bytes);
