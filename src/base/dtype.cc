@@ -34,6 +34,7 @@ std::optional<DType> ParseDType(std::string_view name) {
 }
 
 void WidenToFloat(DType dtype, const std::byte* data, size_t count, float* out) {
+  if (count == 0) return;  // an empty tensor may have no address, which memcpy does not allow
   switch (dtype) {
     case DType::kF32: std::memcpy(out, data, count * sizeof(float)); return;
     case DType::kBF16: return Widen<BF16>(data, count, out);

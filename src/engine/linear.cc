@@ -1,12 +1,10 @@
 // Two ways to one product:
 //  - packed: oneDNN multiplies in the storage dtype (f32 everywhere, bf16 where AVX-512-BF16 or AMX is there). The
-//  weight lies in the
-//    layout that oneDNN likes best for many rows; the same layout serves one row just as fast, so that one copy is
-//    enough.
+//    weight lies in the layout that oneDNN likes best for many rows; the same layout serves one row just as fast, so
+//    that one copy is enough.
 //  - widened: oneDNN 2.6 has no bf16 below AVX-512, a slow one without AVX-512-BF16, and no f16 at all. There the
-//  weight stays
-//    16-bit as in the checkpoint and blocks of its rows are widened to f32, which is exact; then the f32 product does
-//    the work.
+//    weight stays 16-bit as in the checkpoint and blocks of its rows are widened to f32, which is exact; then the f32
+//    product does the work.
 #include "engine/linear.h"
 
 #include <algorithm>

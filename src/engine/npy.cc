@@ -1,7 +1,6 @@
 #include "engine/npy.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <regex>
 #include <string_view>
 
@@ -65,7 +64,7 @@ Npy ReadNpy(const std::string& path) {
                 std::to_string(available) + " bytes of data; is it truncated?");
   }
   Npy out{header.shape, std::vector<float>(*count)};
-  if (*count > 0) WidenToFloat(header.dtype, file.bytes().data() + header.data_begin, *count, out.values.data());
+  WidenToFloat(header.dtype, file.bytes().data() + header.data_begin, *count, out.values.data());
   return out;
 }
 
