@@ -15,6 +15,7 @@ namespace {
 // Rows of scores at a time: enough to use each loaded key often, few enough for 48 · 2048 keys · 4 bytes to stay in a
 // second-level cache of 1 MiB.
 constexpr int64_t kBlockRows = 48;
+constexpr float kMasked = -std::numeric_limits<float>::infinity();
 
 int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
@@ -39,42 +40,64 @@ struct Layout {
 
 // ---- Writing ----
 
-// One head's token into column `position % 16` of its panel. U: `pair` elements.
+// Tokens of one head, their first element and the bytes from one to the next.
+struct Rows {
+  const std::byte* data;
+  int64_t stride;
+  const std::byte* At(int64_t t) const { return data + t * stride; }
+};
+
 template <typename U>
-void WriteKey(const std::byte* key, int64_t bytes, int64_t position, std::byte* panel) {
-  const auto size = static_cast<int64_t>(sizeof(U));
-  for (int64_t i = 0; i < bytes; i += size) {
+U LoadUnit(const std::byte* from) {
+  U unit;
+  std::memcpy(&unit, from, sizeof(U));
+  return unit;
+}
+
+// `count` keys into the columns from `column` on of one panel. U: `pair` elements, as the panel interleaves them.
+template <typename U>
+void WriteKeys(const Rows& keys, int64_t count, int64_t head_bytes, int64_t column, std::byte* panel) {
+  constexpr auto kSize = static_cast<int64_t>(sizeof(U));
+  const int64_t whole = head_bytes / kSize;
+  for (int64_t i = 0; i < whole; ++i) {
+    auto* to = reinterpret_cast<U*>(panel) + i * kPanelWidth + column;
+    for (int64_t t = 0; t < count; ++t) to[t] = LoadUnit<U>(keys.At(t) + i * kSize);
+  }
+  if (whole * kSize == head_bytes) return;
+  for (int64_t t = 0; t < count; ++t) {  // half a pair
     U unit = 0;
-    std::memcpy(&unit, key + i, static_cast<size_t>(std::min(size, bytes - i)));
-    std::memcpy(panel + i * kPanelWidth + position % kPanelWidth * size, &unit, sizeof(U));
+    std::memcpy(&unit, keys.At(t) + whole * kSize, static_cast<size_t>(head_bytes - whole * kSize));
+    reinterpret_cast<U*>(panel)[whole * kPanelWidth + column + t] = unit;
   }
 }
 
-// One head's token into row `position` of each panel of 16 channels. E: an element.
-template <typename E>
-void WriteValue(const std::byte* value, int64_t channels, int64_t position, int64_t pair, int64_t panel_stride,
-                std::byte* panels) {
-  const int64_t first = (position - position % pair) * kPanelWidth + position % pair;
-  for (int64_t c = 0; c < channels; ++c) {
-    const int64_t to = c / kPanelWidth * panel_stride + first + c % kPanelWidth * pair;
-    std::memcpy(panels + to * static_cast<int64_t>(sizeof(E)), value + c * static_cast<int64_t>(sizeof(E)), sizeof(E));
+// One value into row `position` of each panel of 16 channels. E: an element.
+template <typename E, int64_t kPair>
+void WriteValue(const std::byte* value, int64_t channels, int64_t position, int64_t panel_stride, std::byte* panels) {
+  auto* to = reinterpret_cast<E*>(panels) + (position - position % kPair) * kPanelWidth + position % kPair;
+  for (int64_t c = 0; c < channels; c += kPanelWidth, to += panel_stride) {
+    const int64_t width = std::min(kPanelWidth, channels - c);
+    const std::byte* from = value + c * static_cast<int64_t>(sizeof(E));
+    for (int64_t i = 0; i < width; ++i) to[i * kPair] = LoadUnit<E>(from + i * static_cast<int64_t>(sizeof(E)));
   }
 }
 
-void WriteToken(const Layout& layout, int64_t head_dim, int64_t position, const std::byte* key, const std::byte* value,
-                std::byte* keys, std::byte* values) {
-  const int64_t pair = layout.kernels.pair;
-  std::byte* panel = keys + position / kPanelWidth * layout.key_panel * layout.element;
-  if (layout.element * pair == 4) {
-    WriteKey<uint32_t>(key, head_dim * layout.element, position, panel);
-  } else {
-    WriteKey<uint16_t>(key, head_dim * layout.element, position, panel);
+// Tokens [position, position + count) of one head.
+void WriteHead(const Layout& layout, int64_t head_dim, int64_t position, int64_t count, const Rows& keys,
+               const Rows& values, std::byte* key_panels, std::byte* value_panels) {
+  const bool whole_words = layout.element * layout.kernels.pair == 4;
+  for (int64_t t = 0; t < count;) {
+    const int64_t column = (position + t) % kPanelWidth;
+    const int64_t columns = std::min(kPanelWidth - column, count - t);
+    std::byte* panel = key_panels + (position + t) / kPanelWidth * layout.key_panel * layout.element;
+    const auto write = whole_words ? WriteKeys<uint32_t> : WriteKeys<uint16_t>;
+    write({keys.At(t), keys.stride}, columns, head_dim * layout.element, column, panel);
+    t += columns;
   }
-  if (layout.element == 4) {
-    WriteValue<uint32_t>(value, head_dim, position, pair, layout.value_panel, values);
-  } else {
-    WriteValue<uint16_t>(value, head_dim, position, pair, layout.value_panel, values);
-  }
+  const auto write = layout.element == 4        ? WriteValue<uint32_t, 1>
+                     : layout.kernels.pair == 1 ? WriteValue<uint16_t, 1>
+                                                : WriteValue<uint16_t, 2>;
+  for (int64_t t = 0; t < count; ++t) write(values.At(t), head_dim, position + t, layout.value_panel, value_panels);
 }
 
 // ---- Blocks ----
@@ -91,9 +114,11 @@ struct Block {
 
 // A thread's own memory, kept from call to call.
 struct Scratch {
-  std::vector<std::byte> operands;  // [rows, depth]: queries, then probabilities
-  std::vector<float> scores;        // [rows, keys rounded up]
-  std::vector<float> sums;          // [rows, value_panels · 16]
+  std::vector<std::byte> queries;  // [rows, depth], operands
+  std::vector<std::byte> probs;    // [rows, keys rounded up], operands
+  std::vector<float> scores;       // [rows, keys rounded up]
+  std::vector<float> largest;      // [rows], of the scores
+  std::vector<float> sums;         // [rows, value_panels · 16]
 
   static Scratch& OfThread() {
     static thread_local Scratch scratch;
@@ -118,51 +143,72 @@ class BlockRunner {
         rows_(block.tokens * group_),
         keys_(RoundUp(block.Keys(), kPanelWidth)),
         scratch_(Scratch::OfThread()),
-        scores_(Grown(scratch_.scores, rows_ * keys_)) {}
+        scores_(Grown(scratch_.scores, rows_ * keys_)),
+        largest_(Grown(scratch_.largest, rows_)),
+        probs_(Grown(scratch_.probs, rows_ * keys_ * kernels_.operand_size)) {}
 
-  // Between the block and a matrix [tokens, heads, keys]: what a row may not see is `masked`.
-  void CopyIn(const float* matrix, int64_t keys, float masked) const {
-    for (int64_t r = 0; r < rows_; ++r) {
-      std::copy_n(matrix + Index(r) * keys, Valid(r), Row(r));
-      std::fill(Row(r) + Valid(r), Row(r) + keys_, masked);
-    }
-  }
-  void CopyOut(float* matrix, int64_t keys, float masked) const {
-    for (int64_t r = 0; r < rows_; ++r) {
-      float* row = matrix + Index(r) * keys;
-      std::copy_n(Row(r), Valid(r), row);
-      std::fill(row + Valid(r), row + keys, masked);
-    }
-  }
-
+  // q -> rows of scores, each with its largest
   void Scores(const std::byte* q, int64_t q_stride) const {
-    std::byte* queries = Operands(layout_.depth);
+    const int64_t size = kernels_.operand_size;
+    std::byte* queries = Grown(scratch_.queries, rows_ * layout_.depth * size);
     for (int64_t r = 0; r < rows_; ++r) {
       const int64_t at = Token(r) * q_stride + Head(r) * HeadDim();
-      std::byte* query = queries + r * layout_.depth * kernels_.operand_size;
+      std::byte* query = queries + r * layout_.depth * size;
       kernels_.operand(q + at * layout_.element, HeadDim(), query);
-      std::memset(query + HeadDim() * kernels_.operand_size, 0, Bytes(layout_.depth - HeadDim()));
+      std::memset(query + HeadDim() * size, 0, static_cast<size_t>((layout_.depth - HeadDim()) * size));
     }
     const std::byte* keys = block_.kv->k + block_.kv_head * layout_.key_head * layout_.element;
     kernels_.product(queries, layout_.depth, rows_, keys, layout_.key_panel, keys_ / kPanelWidth, layout_.depth,
                      scores_, keys_);
     const float scale = 1.0F / std::sqrt(static_cast<float>(HeadDim()));
-    for (int64_t r = 0; r < rows_; ++r) kernels_.scale_scores(Row(r), Valid(r), keys_, scale);
+    for (int64_t r = 0; r < rows_; ++r) largest_[r] = kernels_.scale_scores(Row(r), Valid(r), keys_, scale);
   }
 
+  // scores -> probs
   void Probs() const {
-    for (int64_t r = 0; r < rows_; ++r) kernels_.softmax(Row(r), Valid(r), keys_);
+    for (int64_t r = 0; r < rows_; ++r) kernels_.softmax(Row(r), keys_, largest_[r], ProbsOf(r));
+  }
+
+  // Between the block and matrices [tokens, heads, keys] of f32.
+  void ScoresTo(float* matrix, int64_t keys) const {
+    for (int64_t r = 0; r < rows_; ++r) {
+      float* row = matrix + Index(r) * keys;
+      std::copy_n(Row(r), Valid(r), row);
+      std::fill(row + Valid(r), row + keys, kMasked);
+    }
+  }
+  void ScoresFrom(const float* matrix, int64_t keys) const {
+    for (int64_t r = 0; r < rows_; ++r) {
+      std::copy_n(matrix + Index(r) * keys, Valid(r), Row(r));
+      std::fill(Row(r) + Valid(r), Row(r) + keys_, kMasked);
+      largest_[r] = kMasked;
+      for (int64_t j = 0; j < Valid(r); ++j) largest_[r] = Row(r)[j] > largest_[r] ? Row(r)[j] : largest_[r];
+    }
+  }
+  void ProbsTo(float* matrix, int64_t keys) const {
+    for (int64_t r = 0; r < rows_; ++r) {
+      float* row = matrix + Index(r) * keys;
+      if (kernels_.operand_size == sizeof(float)) {
+        std::memcpy(row, ProbsOf(r), static_cast<size_t>(Valid(r)) * sizeof(float));
+      } else {
+        kernels_.widen(ProbsOf(r), Valid(r), row);
+      }
+      std::fill(row + Valid(r), row + keys, 0.0F);
+    }
+  }
+  void ProbsFrom(const float* matrix, int64_t keys) const {
+    for (int64_t r = 0; r < rows_; ++r) {
+      std::copy_n(matrix + Index(r) * keys, Valid(r), Row(r));
+      std::fill(Row(r) + Valid(r), Row(r) + keys_, 0.0F);
+      kernels_.operand_of_floats(Row(r), keys_, ProbsOf(r));
+    }
   }
 
   void Context(std::byte* context) const {
-    std::byte* probs = Operands(keys_);
-    for (int64_t r = 0; r < rows_; ++r) {
-      kernels_.operand_of_floats(Row(r), keys_, probs + r * keys_ * kernels_.operand_size);
-    }
     const std::byte* values = block_.kv->v + block_.kv_head * layout_.value_head * layout_.element;
     const int64_t width = layout_.value_panels * kPanelWidth;
     float* sums = Grown(scratch_.sums, rows_ * width);
-    kernels_.product(probs, keys_, rows_, values, layout_.value_panel, layout_.value_panels,
+    kernels_.product(probs_, keys_, rows_, values, layout_.value_panel, layout_.value_panels,
                      RoundUp(block_.Keys(), kernels_.pair), sums, width);
     for (int64_t r = 0; r < rows_; ++r) {
       kernels_.narrow(sums + r * width, HeadDim(), context + Index(r) * HeadDim() * layout_.element);
@@ -177,8 +223,7 @@ class BlockRunner {
   // Of the row in a dense [tokens, heads, …].
   int64_t Index(int64_t r) const { return Token(r) * shape_.heads + Head(r); }
   int64_t HeadDim() const { return shape_.head_dim; }
-  size_t Bytes(int64_t operands) const { return static_cast<size_t>(operands * kernels_.operand_size); }
-  std::byte* Operands(int64_t depth) const { return Grown(scratch_.operands, rows_ * depth * kernels_.operand_size); }
+  std::byte* ProbsOf(int64_t r) const { return probs_ + r * keys_ * kernels_.operand_size; }
 
   const AttentionShape& shape_;
   const Block& block_;
@@ -187,7 +232,9 @@ class BlockRunner {
   int64_t group_, rows_;
   int64_t keys_;  // all that a row may see, rounded up to whole panels
   Scratch& scratch_;
-  float* scores_;  // [rows, keys]
+  float* scores_;     // [rows, keys]
+  float* largest_;    // [rows]
+  std::byte* probs_;  // [rows, keys], operands
 };
 
 // Calls work(BlockRunner) for every block. Later blocks of a run see more keys: they come first, and threads take the
@@ -234,12 +281,11 @@ void WriteKeysAndValues(DType dtype, const AttentionShape& shape, const KvView& 
   const int64_t groups = (count + kTokens - 1) / kTokens;
   ParallelForIf(count > 1, groups * shape.kv_heads, [&](int64_t index) {
     const int64_t head = index / groups, begin = index % groups * kTokens;
-    for (int64_t t = begin; t < std::min(count, begin + kTokens); ++t) {
-      const int64_t at = (t * stride + head * shape.head_dim) * layout.element;
-      WriteToken(layout, shape.head_dim, position + t, static_cast<const std::byte*>(k) + at,
-                 static_cast<const std::byte*>(v) + at, kv.k + head * layout.key_head * layout.element,
-                 kv.v + head * layout.value_head * layout.element);
-    }
+    const int64_t at = (begin * stride + head * shape.head_dim) * layout.element;
+    WriteHead(layout, shape.head_dim, position + begin, std::min(kTokens, count - begin),
+              {static_cast<const std::byte*>(k) + at, stride * layout.element},
+              {static_cast<const std::byte*>(v) + at, stride * layout.element},
+              kv.k + head * layout.key_head * layout.element, kv.v + head * layout.value_head * layout.element);
   });
 }
 
@@ -256,23 +302,23 @@ void AttentionScores(DType dtype, const AttentionShape& shape, const void* q, in
                      std::span<const Run> runs, int64_t keys, float* scores) {
   ForBlocks(dtype, shape, runs, [&](const BlockRunner& block) {
     block.Scores(static_cast<const std::byte*>(q), q_stride);
-    block.CopyOut(scores, keys, -std::numeric_limits<float>::infinity());
+    block.ScoresTo(scores, keys);
   });
 }
 
 void AttentionProbs(DType dtype, const AttentionShape& shape, std::span<const Run> runs, int64_t keys,
                     float* scores_to_probs) {
   ForBlocks(dtype, shape, runs, [&](const BlockRunner& block) {
-    block.CopyIn(scores_to_probs, keys, -std::numeric_limits<float>::infinity());
+    block.ScoresFrom(scores_to_probs, keys);
     block.Probs();
-    block.CopyOut(scores_to_probs, keys, 0);
+    block.ProbsTo(scores_to_probs, keys);
   });
 }
 
 void AttentionContext(DType dtype, const AttentionShape& shape, const float* probs, std::span<const Run> runs,
                       int64_t keys, void* context) {
   ForBlocks(dtype, shape, runs, [&](const BlockRunner& block) {
-    block.CopyIn(probs, keys, 0);
+    block.ProbsFrom(probs, keys);
     block.Context(static_cast<std::byte*>(context));
   });
 }

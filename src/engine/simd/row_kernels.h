@@ -39,12 +39,13 @@ struct RowKernels {
   void (*product)(const void* a, int64_t lda, int64_t rows, const void* panels, int64_t panel_stride,
                   int64_t num_panels, int64_t depth, float* out, int64_t ldo);
 
-  // One row of attention, values of the storage dtype kept as f32. scale_scores: round(round(x) · scale) for the first
-  // `valid`, -infinity for the rest up to `padded`. softmax: over the valid ones, rounded, 0 for the rest. padded is a
-  // multiple of 16. A score of 20 rounded to bf16 moves its probability by 6 %: an engine that does not round here is
-  // nearer to the truth and further from PyTorch.
-  void (*scale_scores)(float* row, int64_t valid, int64_t padded, float scale);
-  void (*softmax)(float* row, int64_t valid, int64_t padded);
+  // One row of attention, values of the storage dtype kept as f32; padded is a multiple of 16. scale_scores:
+  // round(round(x) · scale) for the first `valid`, -infinity for the rest up to `padded`; gives the largest. A score of
+  // 20 rounded to bf16 moves its probability by 6 %: an engine that does not round here is nearer to the truth and
+  // further from PyTorch.
+  float (*scale_scores)(float* row, int64_t valid, int64_t padded, float scale);
+  // Probabilities, rounded, as operands; overwrites the row. max: its largest score.
+  void (*softmax)(float* row, int64_t padded, float max, void* probs);
 };
 
 // The best that this machine has. REQUIRES: dtype is F32, BF16 or F16.

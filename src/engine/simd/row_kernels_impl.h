@@ -160,30 +160,32 @@ void OperandOfFloats(const float* x, int64_t count, void* y) {
 
 // ---- Attention ----
 
+// Subnormal scores and probabilities may become zero: they do in the products of pairs, too.
 template <typename T>
-void ScaleScores(float* row, int64_t valid, int64_t padded, float scale) {
-  for (int64_t i = 0; i < padded; i += kWidth) Store(row + i, Rounded<T>(Rounded<T>(Load(row + i)) * scale));
+float ScaleScores(float* row, int64_t valid, int64_t padded, float scale) {
+  F32 largest = Broadcast(-std::numeric_limits<float>::infinity());
+  for (int64_t i = 0; i < padded; i += kWidth) {
+    const F32 score = RoundedRoughly<T>(RoundedRoughly<T>(Load(row + i)) * scale);
+    Store(row + i, score);
+    if (i + kWidth <= valid) largest = Larger(score, largest);
+  }
+  float max = Largest(largest);
+  for (int64_t i = valid / kWidth * kWidth; i < valid; ++i) max = row[i] > max ? row[i] : max;
   for (int64_t i = valid; i < padded; ++i) row[i] = -std::numeric_limits<float>::infinity();
+  return max;
 }
 
-// What is masked is -infinity, and its e^x is 0.
 template <typename T>
-void Softmax(float* row, int64_t valid, int64_t padded) {
-  F32 largest = Load(row);
-  for (int64_t i = kWidth; i < padded; i += kWidth) {
-    const F32 v = Load(row + i);
-    largest = v > largest ? v : largest;
-  }
-  const float max = Largest(largest);
+void Softmax(float* row, int64_t padded, float max, void* probs) {
   F32 sum{};
   for (int64_t i = 0; i < padded; i += kWidth) {
     const F32 e = Exp(Load(row + i) - max);
     Store(row + i, e);
     sum += e;
   }
-  for (int64_t i = valid; i < padded; ++i) row[i] = 0;
-  const float total = Sum(sum);
-  for (int64_t i = 0; i < padded; i += kWidth) Store(row + i, Rounded<T>(Load(row + i) / total));
+  const float inverse = 1.0F / Sum(sum);
+  auto* to = static_cast<typename Step<T>::Operand*>(probs);
+  for (int64_t i = 0; i < padded; i += kWidth) StoreRoughly(to + i, RoundedRoughly<T>(Load(row + i) * inverse));
 }
 
 template <typename T>

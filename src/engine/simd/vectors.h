@@ -51,11 +51,27 @@ LOCKSTEP_INLINE F32 Load(const F16* from) {
 #endif
 }
 
+LOCKSTEP_INLINE F32 Larger(F32 a, F32 b) {  // b where one is a NaN
+#if LOCKSTEP_WIDTH == 16
+  return (F32)_mm512_max_ps((__m512)a, (__m512)b);
+#elif LOCKSTEP_WIDTH == 8
+  return (F32)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
 // Round to nearest even into the upper half; a NaN stays one.
 LOCKSTEP_INLINE U32 RoundedToBf16(F32 v) {
   const U32 bits = (U32)v;
+  const U32 rounded = bits + 0x7FFFu + ((bits >> 16) & 1u);
+#if LOCKSTEP_WIDTH == 16
+  const __mmask16 nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+  return (U32)_mm512_mask_mov_epi32((__m512i)rounded, nan, _mm512_set1_epi32(0x7FC00000));
+#else
   const U32 nan = (U32)(v != v);
-  return (((bits + 0x7FFFu + ((bits >> 16) & 1u)) & ~nan) | (nan & 0x7FC00000u)) & 0xFFFF0000u;
+  return (rounded & ~nan) | (nan & 0x7FC00000u);
+#endif
 }
 
 LOCKSTEP_INLINE void Store(float* to, F32 v) { StoreAs(to, v); }
@@ -76,13 +92,29 @@ LOCKSTEP_INLINE F32 Rounded(F32 v) {
   if constexpr (std::is_same_v<T, float>) {
     return v;
   } else if constexpr (std::is_same_v<T, BF16>) {
-    return (F32)RoundedToBf16(v);
+    return (F32)(RoundedToBf16(v) & 0xFFFF0000u);
   } else {
     F16 stored[kWidth];
     Store(stored, v);
     return Load(stored);
   }
 }
+
+// The same where subnormals may become zero, which is one instruction less or eight.
+template <typename T>
+LOCKSTEP_INLINE F32 RoundedRoughly(F32 v) {
+#ifdef LOCKSTEP_BF16_PAIRS
+  if constexpr (std::is_same_v<T, BF16>) {
+    return (F32)(__builtin_convertvector((U16)_mm512_cvtneps_pbh((__m512)v), U32) << 16);
+  }
+#endif
+  return Rounded<T>(v);
+}
+
+LOCKSTEP_INLINE void StoreRoughly(float* to, F32 v) { Store(to, v); }
+#ifdef LOCKSTEP_BF16_PAIRS
+LOCKSTEP_INLINE void StoreRoughly(BF16* to, F32 v) { StoreAs(to, _mm512_cvtneps_pbh((__m512)v)); }
+#endif
 
 // Calls body(i, load, store) for the vectors of a row of `count` elements; the last may be short: its missing elements
 // are loaded as zeros and not stored.
@@ -112,12 +144,21 @@ LOCKSTEP_INLINE void ForVectors(int64_t count, Body&& body) {
 
 // ---- Arithmetic ----
 
-LOCKSTEP_INLINE float Sum(F32 v) {
-  for (int64_t width = kWidth / 2; width > 0; width /= 2) {
-    for (int64_t i = 0; i < width; ++i) v[i] += v[i + width];
-  }
-  return v[0];
+// Halves onto each other, down to one.
+typedef float F32x4 __attribute__((vector_size(16)));
+LOCKSTEP_INLINE float Sum(F32x4 v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+#if LOCKSTEP_WIDTH >= 8
+typedef float F32x8 __attribute__((vector_size(32)));
+LOCKSTEP_INLINE float Sum(F32x8 v) {
+  return Sum(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
 }
+#endif
+#if LOCKSTEP_WIDTH == 16
+LOCKSTEP_INLINE float Sum(F32 v) {
+  return Sum(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+             __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+}
+#endif
 
 LOCKSTEP_INLINE float Largest(F32 v) {
   float largest = v[0];
@@ -125,16 +166,28 @@ LOCKSTEP_INLINE float Largest(F32 v) {
   return largest;
 }
 
+// p · 2^n, through infinity and subnormals as it should.
+LOCKSTEP_INLINE F32 TimesPowerOfTwo(F32 p, F32 shifted, F32 n) {
+#if LOCKSTEP_WIDTH == 16
+  (void)shifted;
+  return (F32)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  (void)n;
+  const I32 exponent = (I32)shifted - 0x4B400000;
+  const I32 half = exponent >> 1;
+  return p * (F32)((half + 127) << 23) * (F32)((exponent - half + 127) << 23);
+#endif
+}
+
 // e^x within 2 ulp: x = n ln 2 + r with |r| <= ln 2 / 2, the Taylor polynomial of degree 7 for e^r (next term: 6e-9),
-// then 2^n in two steps, so that results overflow to infinity and underflow gradually as they should.
+// then 2^n.
 LOCKSTEP_INLINE F32 Exp(F32 x) {
-  x = x < -104.0F ? Broadcast(-104.0F) : x;
-  x = x > 89.0F ? Broadcast(89.0F) : x;  // a NaN passes both
-  const F32 shifted = Fma(x, Broadcast(0x1.715476p+0F), Broadcast(0x1.8p23F));
-  const I32 n = (I32)shifted - 0x4B400000;
-  const F32 n_float = shifted - 0x1.8p23F;
-  F32 r = Fma(n_float, Broadcast(-0x1.62e4p-1F), x);
-  r = Fma(n_float, Broadcast(-0x1.7f7d1cp-20F), r);
+  x = Larger(Broadcast(-104.0F), x);
+  x = -Larger(Broadcast(-89.0F), -x);
+  const F32 shifted = Fma(x, Broadcast(0x1.715476p+0F), Broadcast(0x1.8p23F));  // n in the lower bits
+  const F32 n = shifted - 0x1.8p23F;
+  F32 r = Fma(n, Broadcast(-0x1.62e4p-1F), x);
+  r = Fma(n, Broadcast(-0x1.7f7d1cp-20F), r);
   F32 p = Broadcast(0x1.a01a02p-13F);
   p = Fma(p, r, Broadcast(0x1.6c16c2p-10F));
   p = Fma(p, r, Broadcast(0x1.111112p-7F));
@@ -143,6 +196,5 @@ LOCKSTEP_INLINE F32 Exp(F32 x) {
   p = Fma(p, r, Broadcast(0.5F));
   p = Fma(p, r, Broadcast(1.0F));
   p = Fma(p, r, Broadcast(1.0F));
-  const I32 half = n >> 1;
-  return p * (F32)((half + 127) << 23) * (F32)((n - half + 127) << 23);
+  return TimesPowerOfTwo(p, shifted, n);
 }
