@@ -24,18 +24,19 @@ struct Layout {
   Layout(DType dtype, const AttentionShape& shape, int64_t capacity)
       : kernels(RowKernelsFor(dtype)),
         element(static_cast<int64_t>(DTypeSize(dtype))),
+        panel(kernels.panel_width),
         depth(RoundUp(shape.head_dim, kernels.pair)),
-        key_panel(depth * kPanelWidth),
+        key_panel(depth * panel),
         key_head(capacity * depth),
-        value_panels(RoundUp(shape.head_dim, kPanelWidth) / kPanelWidth),
-        value_panel(capacity * kPanelWidth),
-        value_head(value_panels * value_panel) {}
+        value_panel(capacity * panel),
+        value_head(capacity * RoundUp(shape.head_dim, panel)) {}
 
   const RowKernels& kernels;
   int64_t element;
+  int64_t panel;  // columns
   int64_t depth;  // of a panel of keys
   int64_t key_panel, key_head;
-  int64_t value_panels, value_panel, value_head;
+  int64_t value_panel, value_head;
 };
 
 // ---- Writing ----
@@ -56,29 +57,31 @@ U LoadUnit(const std::byte* from) {
 
 // `count` keys into the columns from `column` on of one panel. U: `pair` elements, as the panel interleaves them.
 template <typename U>
-void WriteKeys(const Rows& keys, int64_t count, int64_t head_bytes, int64_t column, std::byte* panel) {
+void WriteKeys(const Rows& keys, int64_t count, int64_t head_bytes, int64_t width, int64_t column, std::byte* panel) {
   constexpr auto kSize = static_cast<int64_t>(sizeof(U));
   const int64_t whole = head_bytes / kSize;
   for (int64_t i = 0; i < whole; ++i) {
-    auto* to = reinterpret_cast<U*>(panel) + i * kPanelWidth + column;
+    auto* to = reinterpret_cast<U*>(panel) + i * width + column;
     for (int64_t t = 0; t < count; ++t) to[t] = LoadUnit<U>(keys.At(t) + i * kSize);
   }
   if (whole * kSize == head_bytes) return;
   for (int64_t t = 0; t < count; ++t) {  // half a pair
     U unit = 0;
     std::memcpy(&unit, keys.At(t) + whole * kSize, static_cast<size_t>(head_bytes - whole * kSize));
-    reinterpret_cast<U*>(panel)[whole * kPanelWidth + column + t] = unit;
+    reinterpret_cast<U*>(panel)[whole * width + column + t] = unit;
   }
 }
 
-// One value into row `position` of each panel of 16 channels. E: an element.
+// One value into row `position` of each panel of channels. E: an element.
 template <typename E, int64_t kPair>
-void WriteValue(const std::byte* value, int64_t channels, int64_t position, int64_t panel_stride, std::byte* panels) {
-  auto* to = reinterpret_cast<E*>(panels) + (position - position % kPair) * kPanelWidth + position % kPair;
-  for (int64_t c = 0; c < channels; c += kPanelWidth, to += panel_stride) {
-    const int64_t width = std::min(kPanelWidth, channels - c);
+void WriteValue(const std::byte* value, int64_t channels, int64_t width, int64_t position, int64_t panel_stride,
+                std::byte* panels) {
+  auto* to = reinterpret_cast<E*>(panels) + (position - position % kPair) * width + position % kPair;
+  for (int64_t c = 0; c < channels; c += width, to += panel_stride) {
     const std::byte* from = value + c * static_cast<int64_t>(sizeof(E));
-    for (int64_t i = 0; i < width; ++i) to[i * kPair] = LoadUnit<E>(from + i * static_cast<int64_t>(sizeof(E)));
+    for (int64_t i = 0; i < std::min(width, channels - c); ++i) {
+      to[i * kPair] = LoadUnit<E>(from + i * static_cast<int64_t>(sizeof(E)));
+    }
   }
 }
 
@@ -87,17 +90,18 @@ void WriteHead(const Layout& layout, int64_t head_dim, int64_t position, int64_t
                const Rows& values, std::byte* key_panels, std::byte* value_panels) {
   const bool whole_words = layout.element * layout.kernels.pair == 4;
   for (int64_t t = 0; t < count;) {
-    const int64_t column = (position + t) % kPanelWidth;
-    const int64_t columns = std::min(kPanelWidth - column, count - t);
-    std::byte* panel = key_panels + (position + t) / kPanelWidth * layout.key_panel * layout.element;
+    const int64_t column = (position + t) % layout.panel;
+    const int64_t columns = std::min(layout.panel - column, count - t);
+    std::byte* panel = key_panels + (position + t) / layout.panel * layout.key_panel * layout.element;
     const auto write = whole_words ? WriteKeys<uint32_t> : WriteKeys<uint16_t>;
-    write({keys.At(t), keys.stride}, columns, head_dim * layout.element, column, panel);
+    write({keys.At(t), keys.stride}, columns, head_dim * layout.element, layout.panel, column, panel);
     t += columns;
   }
   const auto write = layout.element == 4        ? WriteValue<uint32_t, 1>
                      : layout.kernels.pair == 1 ? WriteValue<uint16_t, 1>
                                                 : WriteValue<uint16_t, 2>;
-  for (int64_t t = 0; t < count; ++t) write(values.At(t), head_dim, position + t, layout.value_panel, value_panels);
+  for (int64_t t = 0; t < count; ++t)
+    write(values.At(t), head_dim, layout.panel, position + t, layout.value_panel, value_panels);
 }
 
 // ---- Blocks ----
@@ -118,7 +122,7 @@ struct Scratch {
   std::vector<std::byte> probs;    // [rows, keys rounded up], operands
   std::vector<float> scores;       // [rows, keys rounded up]
   std::vector<float> largest;      // [rows], of the scores
-  std::vector<float> sums;         // [rows, value_panels · 16]
+  std::vector<float> sums;         // [rows, head_dim rounded up]
 
   static Scratch& OfThread() {
     static thread_local Scratch scratch;
@@ -141,7 +145,7 @@ class BlockRunner {
         kernels_(layout_.kernels),
         group_(shape.heads / shape.kv_heads),
         rows_(block.tokens * group_),
-        keys_(RoundUp(block.Keys(), kPanelWidth)),
+        keys_(RoundUp(block.Keys(), kColumns)),
         scratch_(Scratch::OfThread()),
         scores_(Grown(scratch_.scores, rows_ * keys_)),
         largest_(Grown(scratch_.largest, rows_)),
@@ -158,8 +162,7 @@ class BlockRunner {
       std::memset(query + HeadDim() * size, 0, static_cast<size_t>((layout_.depth - HeadDim()) * size));
     }
     const std::byte* keys = block_.kv->k + block_.kv_head * layout_.key_head * layout_.element;
-    kernels_.product(queries, layout_.depth, rows_, keys, layout_.key_panel, keys_ / kPanelWidth, layout_.depth,
-                     scores_, keys_);
+    kernels_.product(queries, layout_.depth, rows_, keys, layout_.key_panel, keys_, layout_.depth, scores_, keys_);
     const float scale = 1.0F / std::sqrt(static_cast<float>(HeadDim()));
     for (int64_t r = 0; r < rows_; ++r) largest_[r] = kernels_.scale_scores(Row(r), Valid(r), keys_, scale);
   }
@@ -206,10 +209,10 @@ class BlockRunner {
 
   void Context(std::byte* context) const {
     const std::byte* values = block_.kv->v + block_.kv_head * layout_.value_head * layout_.element;
-    const int64_t width = layout_.value_panels * kPanelWidth;
+    const int64_t width = RoundUp(HeadDim(), kColumns);
     float* sums = Grown(scratch_.sums, rows_ * width);
-    kernels_.product(probs_, keys_, rows_, values, layout_.value_panel, layout_.value_panels,
-                     RoundUp(block_.Keys(), kernels_.pair), sums, width);
+    kernels_.product(probs_, keys_, rows_, values, layout_.value_panel, width, RoundUp(block_.Keys(), kernels_.pair),
+                     sums, width);
     for (int64_t r = 0; r < rows_; ++r) {
       kernels_.narrow(sums + r * width, HeadDim(), context + Index(r) * HeadDim() * layout_.element);
     }
@@ -230,7 +233,7 @@ class BlockRunner {
   Layout layout_;
   const RowKernels& kernels_;
   int64_t group_, rows_;
-  int64_t keys_;  // all that a row may see, rounded up to whole panels
+  int64_t keys_;  // all that a row may see, rounded up to what a product computes
   Scratch& scratch_;
   float* scores_;     // [rows, keys]
   float* largest_;    // [rows]

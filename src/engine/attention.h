@@ -15,14 +15,15 @@ struct AttentionShape {
   int64_t heads, kv_heads, head_dim;
 };
 
-// One layer's keys and values of one sequence, in panels of 16 (simd/row_kernels.h). Each head of k has capacity / 16
-// panels, one key a column, of depth head_dim; each head of v has ceil(head_dim / 16) panels, one channel a column, of
-// depth capacity. What was never written is zero.
+// One layer's keys and values of one sequence, in panels (simd/row_kernels.h). Each head of k has panels of depth
+// head_dim, one key a column; each head of v has panels of depth capacity, one channel a column. What was never written
+// is zero.
 struct KvView {
   std::byte* k;
   std::byte* v;
-  int64_t capacity;  // a multiple of 16
+  int64_t capacity;  // a multiple of kCapacityStep
 };
+inline constexpr int64_t kCapacityStep = 64;
 
 // Bytes of k and of v, each.
 size_t KeyBytes(DType dtype, const AttentionShape& shape, int64_t capacity);

@@ -47,7 +47,7 @@ class Panels {
  private:
   // All the keys and values of a sequence, token by token as an engine writes them.
   KvView Written(const AttentionCase& c, size_t s) {
-    const int64_t capacity = (c.capacities[s] + 15) / 16 * 16;
+    const int64_t capacity = (c.capacities[s] + kCapacityStep - 1) / kCapacityStep * kCapacityStep;
     memory_.emplace_back(KeyBytes(c.dtype, c.shape, capacity));
     std::byte* k = memory_.back().data();
     memory_.emplace_back(ValueBytes(c.dtype, c.shape, capacity));

@@ -1,247 +1,121 @@
 #include "engine/linear.h"
 
-#include <algorithm>
-#include <cstring>
-#include <oneapi/dnnl/dnnl.hpp>
+#include <sys/mman.h>
 
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "base/convert.h"
 #include "base/parallel.h"
 #include "engine/isa.h"
-#include "engine/simd/row_kernels.h"
 #include "lockstep/engine.h"
 
 namespace lockstep {
 namespace {
 
-using dnnl::memory;
-using Tag = memory::format_tag;
+constexpr int64_t kBlockRows = 120;  // whole tiles, whose sums stay in the first-level cache
+constexpr size_t kHugePage = size_t{2} << 20;
 
-constexpr int64_t kPackingRows = 512;  // the number of rows that the packed layout is chosen for
-constexpr int64_t kGroupPanels = 4;    // panels that a thread multiplies at a time
-constexpr size_t kMaxProducts = 16;    // shapes that a workspace remembers
-
-dnnl::engine& CpuEngine() {
-  static dnnl::engine engine(dnnl::engine::kind::cpu, 0);
-  return engine;
-}
-
-bool UsesOneDnn(DType storage) {
-  return (storage == DType::kF32 && CpuIsa() >= Isa::kAvx512) ||
-         (storage == DType::kBF16 && CpuIsa() == Isa::kAvx512Bf16);
-}
-
-memory::data_type DnnlType(DType dtype) {
-  return dtype == DType::kBF16 ? memory::data_type::bf16 : memory::data_type::f32;
-}
-
-memory::desc RowsDesc(int64_t rows, int64_t width, DType dtype) { return {{rows, width}, DnnlType(dtype), Tag::ab}; }
-
-dnnl::matmul::primitive_desc MatmulDesc(const memory::desc& x, const memory::desc& w, const memory::desc& y) {
-  // By default a primitive owns its scratchpad, which two threads that execute it at the same time would share.
-  dnnl::primitive_attr attr;
-  attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-#if DNNL_VERSION_MAJOR >= 3
-  return {CpuEngine(), x, w, y, attr};
-#else
-  return {dnnl::matmul::desc(x, w, y), attr, CpuEngine()};
+// Zeroed only where the panels are padded. Huge pages where the system gives them: a decode step reads all weights.
+std::byte* Allocate(size_t bytes) {
+  const size_t step = bytes >= kHugePage ? kHugePage : 64;
+  const size_t rounded = (bytes + step - 1) / step * step;
+  void* data = std::aligned_alloc(step, rounded);
+  if (data == nullptr) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  if (bytes >= kHugePage) madvise(data, rounded, MADV_HUGEPAGE);
 #endif
+  return static_cast<std::byte*>(data);
 }
-
-void Reorder(memory from, memory to) {
-  dnnl::stream stream(CpuEngine());
-  dnnl::reorder(from, to).execute(stream, from, to);
-  stream.wait();
-}
-
-memory MemoryOf(const memory::desc& desc, const void* data) { return {desc, CpuEngine(), const_cast<void*>(data)}; }
-
-// One shape's kernel with the memory objects that an execution needs, so that a call allocates nothing.
-class Product {
- public:
-  Product(int64_t rows, const memory& weight, int64_t in, int64_t out, DType storage)
-      : rows_(rows),
-        weight_desc_(weight.get_desc()),
-        x_(RowsDesc(rows, in, storage), CpuEngine(), nullptr),
-        y_(RowsDesc(rows, out, storage), CpuEngine(), nullptr) {
-    const auto desc = MatmulDesc(x_.get_desc(), weight_desc_, y_.get_desc());
-    matmul_ = dnnl::matmul(desc);
-    scratch_ = memory(desc.scratchpad_desc(), CpuEngine());
-  }
-
-  bool Fits(int64_t rows, const memory::desc& weight) const { return rows == rows_ && weight == weight_desc_; }
-
-  void Execute(const dnnl::stream& stream, const void* x, const memory& weight, void* y) {
-    x_.set_data_handle(const_cast<void*>(x));
-    y_.set_data_handle(y);
-    const dnnl_exec_arg_t arguments[] = {{DNNL_ARG_SRC, x_.get()},
-                                         {DNNL_ARG_WEIGHTS, weight.get()},
-                                         {DNNL_ARG_DST, y_.get()},
-                                         {DNNL_ARG_SCRATCHPAD, scratch_.get()}};
-    dnnl::error::wrap_c_api(dnnl_primitive_execute(matmul_.get(), stream.get(), std::size(arguments), arguments),
-                            "a matrix product failed");
-  }
-
- private:
-  int64_t rows_;
-  memory::desc weight_desc_;
-  memory x_, y_, scratch_;
-  dnnl::matmul matmul_;
-};
 
 }  // namespace
 
-struct LinearWorkspace::Impl {
-  dnnl::stream stream{CpuEngine()};
-  std::vector<Product> products;  // the one used last stands last
-  std::vector<std::byte> operands;
+void Linear::Free::operator()(std::byte* data) const { std::free(data); }
 
-  Product& ProductFor(int64_t rows, const memory& weight, int64_t in, int64_t out, DType storage) {
-    const auto found = std::find_if(products.begin(), products.end(),
-                                    [&, desc = weight.get_desc()](const Product& p) { return p.Fits(rows, desc); });
-    if (found != products.end()) {
-      std::rotate(found, found + 1, products.end());
-    } else {
-      if (products.size() == kMaxProducts) products.erase(products.begin());
-      products.emplace_back(rows, weight, in, out, storage);
-    }
-    return products.back();
-  }
-};
+int64_t Linear::Depth() const { return (in_ + kernels_->pair - 1) / kernels_->pair * kernels_->pair; }
+int64_t Linear::NumPanels() const { return (out_ + kernels_->panel_width - 1) / kernels_->panel_width; }
+std::byte* Linear::Panel(int64_t p) const { return panels_.get() + p * Depth() * kernels_->panel_width * Element(); }
 
-LinearWorkspace::LinearWorkspace() : impl_(std::make_unique<Impl>()) {}
-LinearWorkspace::LinearWorkspace(LinearWorkspace&&) noexcept = default;
-LinearWorkspace& LinearWorkspace::operator=(LinearWorkspace&&) noexcept = default;
-LinearWorkspace::~LinearWorkspace() = default;
-
-struct Linear::Impl {
-  Impl(int64_t rows, int64_t columns, DType dtype)
-      : out(rows), in(columns), storage(dtype), kernels(RowKernelsFor(dtype)) {}
-
-  int64_t out, in;
-  DType storage;
-  const RowKernels& kernels;
-  memory weight;                  // oneDNN's; empty where the panels are used
-  std::vector<std::byte> panels;  // [ceil(out / 16)] panels of depth `Depth()`
-
-  bool IsPanels() const { return !weight; }
-  int64_t Element() const { return static_cast<int64_t>(DTypeSize(storage)); }
-  int64_t Depth() const { return (in + kernels.pair - 1) / kernels.pair * kernels.pair; }
-  int64_t NumPanels() const { return (out + kPanelWidth - 1) / kPanelWidth; }
-  int64_t PanelStride() const { return Depth() * kPanelWidth; }
-
-  // [out, in], seen as the [in, out] that a product x · B wants.
-  memory::desc PlainDesc() const { return {{in, out}, DnnlType(storage), Tag::ba}; }
-
-  void PackForOneDnn(const std::byte* plain) {
-    const memory::desc any({in, out}, DnnlType(storage), Tag::any);
-    const auto desc = MatmulDesc(RowsDesc(kPackingRows, in, storage), any, RowsDesc(kPackingRows, out, storage));
-    weight = memory(desc.weights_desc(), CpuEngine());
-    Reorder(MemoryOf(PlainDesc(), plain), weight);
-  }
-
-  // Calls copy(element in the panels, element in [out, in]), byte offsets both, for all elements of panel p.
-  template <typename Copy>
-  void ForPanel(int64_t p, Copy&& copy) const {
-    const int64_t pair = kernels.pair;
-    for (int64_t row = p * kPanelWidth; row < std::min(out, (p + 1) * kPanelWidth); ++row) {
-      for (int64_t k = 0; k < in; ++k) {
-        const int64_t in_panel = (k - k % pair) * kPanelWidth + row % kPanelWidth * pair + k % pair;
-        copy((p * PanelStride() + in_panel) * Element(), (row * in + k) * Element());
-      }
+// Calls copy(byte offset in panel p, byte offset in [out, in]) for each element of the panel.
+template <typename Copy>
+void Linear::ForPanel(int64_t p, Copy&& copy) const {
+  const int64_t width = kernels_->panel_width, pair = kernels_->pair;
+  const int64_t columns = std::min(width, out_ - p * width);
+  for (int64_t k = 0; k < in_; ++k) {
+    for (int64_t c = 0; c < columns; ++c) {
+      const int64_t at = (k - k % pair) * width + c * pair + k % pair;
+      copy(at * Element(), ((p * width + c) * in_ + k) * Element());
     }
   }
-
-  void PackIntoPanels(const std::byte* plain) {
-    panels.resize(static_cast<size_t>(NumPanels() * PanelStride() * Element()));
-    ParallelFor(NumPanels(), [&](int64_t p) {
-      ForPanel(p, [&](int64_t panel, int64_t at) {
-        std::memcpy(&panels[static_cast<size_t>(panel)], plain + at, DTypeSize(storage));
-      });
-    });
-  }
-
-  std::vector<std::byte> Unpacked() const {
-    std::vector<std::byte> plain(static_cast<size_t>(out * in * Element()));
-    if (!IsPanels()) {
-      Reorder(weight, MemoryOf(PlainDesc(), plain.data()));
-      return plain;
-    }
-    ParallelFor(NumPanels(), [&](int64_t p) {
-      ForPanel(p, [&](int64_t panel, int64_t at) {
-        std::memcpy(&plain[static_cast<size_t>(at)], &panels[static_cast<size_t>(panel)], DTypeSize(storage));
-      });
-    });
-    return plain;
-  }
-
-  // x as operands: itself where it is f32.
-  const std::byte* OperandsOf(const std::byte* x, int64_t rows, std::vector<std::byte>& memory) const {
-    if (storage == DType::kF32) return x;
-    const int64_t row_bytes = Depth() * kernels.operand_size;
-    memory.assign(static_cast<size_t>(rows * row_bytes), std::byte{0});
-    ParallelFor(rows, [&](int64_t r) {
-      kernels.operand(x + r * in * Element(), in, memory.data() + static_cast<size_t>(r * row_bytes));
-    });
-    return memory.data();
-  }
-
-  void ApplyPanels(const std::byte* x, int64_t rows, std::byte* y, std::vector<std::byte>& memory) const {
-    const std::byte* operands = OperandsOf(x, rows, memory);
-    ParallelFor((NumPanels() + kGroupPanels - 1) / kGroupPanels, [&](int64_t group) {
-      const int64_t first = group * kGroupPanels;
-      const int64_t count = std::min(kGroupPanels, NumPanels() - first);
-      const int64_t width = count * kPanelWidth;
-      static thread_local std::vector<float> sums;
-      sums.resize(static_cast<size_t>(rows * width));
-      kernels.product(operands, Depth(), rows, &panels[static_cast<size_t>(first * PanelStride() * Element())],
-                      PanelStride(), count, Depth(), sums.data(), width);
-      const int64_t column = first * kPanelWidth;
-      for (int64_t r = 0; r < rows; ++r) {
-        kernels.narrow(&sums[static_cast<size_t>(r * width)], std::min(width, out - column),
-                       y + (r * out + column) * Element());
-      }
-    });
-  }
-};
-
-Linear::Linear() = default;
-Linear::Linear(Linear&&) noexcept = default;
-Linear& Linear::operator=(Linear&&) noexcept = default;
-Linear::~Linear() = default;
+}
 
 Linear::Linear(const std::byte* weight, int64_t out, int64_t in, DType storage)
-    : impl_(std::make_unique<Impl>(out, in, storage)) {
-  if (UsesOneDnn(storage)) {
-    impl_->PackForOneDnn(weight);
-  } else {
-    impl_->PackIntoPanels(weight);
+    : out_(out), in_(in), storage_(storage), kernels_(&RowKernelsFor(storage)) {
+  const int64_t panel_bytes = Depth() * kernels_->panel_width * Element();
+  panels_.reset(Allocate(static_cast<size_t>(NumPanels() * panel_bytes)));
+  ParallelFor(NumPanels(), [&](int64_t p) {
+    std::byte* panel = Panel(p);
+    std::memset(panel, 0, static_cast<size_t>(panel_bytes));
+    WithStorageType(storage_, [&]<typename T>() {
+      ForPanel(p, [&](int64_t to, int64_t from) { std::memcpy(panel + to, weight + from, sizeof(T)); });
+    });
+  });
+}
+
+std::vector<std::byte> Linear::Unpacked() const {
+  std::vector<std::byte> plain(static_cast<size_t>(out_ * in_ * Element()));
+  ParallelFor(NumPanels(), [&](int64_t p) {
+    const std::byte* panel = Panel(p);
+    WithStorageType(storage_, [&]<typename T>() {
+      ForPanel(p, [&](int64_t from, int64_t to) { std::memcpy(plain.data() + to, panel + from, sizeof(T)); });
+    });
+  });
+  return plain;
+}
+
+// x as the product wants it: itself where an operand is an element and pairs are whole.
+const std::byte* Linear::Operands(const std::byte* x, int64_t rows) const {
+  if (kernels_->operand_size == Element() && Depth() == in_) return x;
+  static thread_local std::vector<std::byte> memory;
+  const int64_t row_bytes = Depth() * kernels_->operand_size;
+  memory.resize(static_cast<size_t>(rows * row_bytes));
+  std::byte* operands = memory.data();
+  ParallelForIf(rows > 8, rows, [&](int64_t r) {
+    std::byte* row = operands + r * row_bytes;
+    kernels_->operand(x + r * in_ * Element(), in_, row);
+    std::memset(row + in_ * kernels_->operand_size, 0, static_cast<size_t>((Depth() - in_) * kernels_->operand_size));
+  });
+  return operands;
+}
+
+// Rows [begin, begin + rows) of the panel's columns.
+void Linear::ApplyPanel(const std::byte* operands, int64_t p, int64_t begin, int64_t rows, std::byte* y) const {
+  static thread_local std::vector<float> sums;
+  const int64_t width = kernels_->panel_width, column = p * width;
+  const int64_t columns = std::min(width, out_ - column);
+  sums.resize(static_cast<size_t>(kBlockRows * width));
+  kernels_->product(operands + begin * Depth() * kernels_->operand_size, Depth(), rows, Panel(p), 0,
+                    (columns + kColumns - 1) / kColumns * kColumns, Depth(), sums.data(), width);
+  for (int64_t r = 0; r < rows; ++r) {
+    kernels_->narrow(&sums[static_cast<size_t>(r * width)], columns, y + ((begin + r) * out_ + column) * Element());
   }
 }
 
-void Linear::Apply(const void* x, int64_t rows, void* y, LinearWorkspace& workspace) const {
-  if (rows == 0) return;
-  LinearWorkspace::Impl& own = workspace.impl();
-  if (impl_->IsPanels()) {
-    impl_->ApplyPanels(static_cast<const std::byte*>(x), rows, static_cast<std::byte*>(y), own.operands);
-  } else {
-    own.ProductFor(rows, impl_->weight, in(), out(), impl_->storage).Execute(own.stream, x, impl_->weight, y);
-  }
+void Linear::Apply(const void* x, int64_t rows, void* y) const {
+  const std::byte* operands = Operands(static_cast<const std::byte*>(x), rows);
+  // Panel by panel, so that a panel stays in a core's second-level cache for all rows.
+  const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
+  ParallelFor(NumPanels() * blocks, [&](int64_t i) {
+    const int64_t begin = i % blocks * kBlockRows;
+    ApplyPanel(operands, i / blocks, begin, std::min(kBlockRows, rows - begin), static_cast<std::byte*>(y));
+  });
 }
-
-int64_t Linear::out() const { return impl_->out; }
-int64_t Linear::in() const { return impl_->in; }
-std::vector<std::byte> Linear::Unpacked() const { return impl_->Unpacked(); }
 
 std::string MatmulDescription() {
-  const dnnl_version_t* version = dnnl_version();
-  const std::string one_dnn = "oneDNN " + std::to_string(version->major) + "." + std::to_string(version->minor) + "." +
-                              std::to_string(version->patch);
-  switch (CpuIsa()) {
-    case Isa::kAvx512Bf16: return one_dnn + " for f32 and bf16 (AVX-512, native bf16), own AVX-512 kernels for f16";
-    case Isa::kAvx512: return one_dnn + " for f32 (AVX-512), own AVX-512 kernels for bf16 and f16";
-    case Isa::kAvx2: return "own AVX2 kernels for f32, bf16 and f16";
-    case Isa::kBaseline: break;
-  }
-  return "own kernels without AVX2 for f32, bf16 and f16";
+  return std::string("own kernels, ") + IsaName(CpuIsa()) +
+         (CpuIsa() == Isa::kAvx512Bf16 ? ": pairs of bf16; f16 widened to f32" : ": bf16 and f16 widened to f32");
 }
 
 }  // namespace lockstep

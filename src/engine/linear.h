@@ -1,57 +1,50 @@
-// y = x · Wᵀ with W packed once: through oneDNN where it multiplies the storage dtype at the machine's full speed with
-// bits that depend on nothing but the row (its AVX-512 kernels for f32, AVX-512-BF16 for bf16), else through the
-// engine's own panels (simd/row_kernels.h), which read 16-bit weights as they are on every machine.
+// y = x · Wᵀ with W packed once into panels (simd/row_kernels.h); 16-bit weights are read as they are on every machine.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <string>
 #include <vector>
 
+#include "engine/simd/row_kernels.h"
 #include "lockstep/dtype.h"
 
 namespace lockstep {
 
-// What applying Linears needs beside the weights: oneDNN's kernels by shape, made once, and scratch memory. One user
-// at a time.
-class LinearWorkspace {
- public:
-  LinearWorkspace();
-  LinearWorkspace(LinearWorkspace&&) noexcept;
-  LinearWorkspace& operator=(LinearWorkspace&&) noexcept;
-  ~LinearWorkspace();
-
-  struct Impl;
-  Impl& impl() { return *impl_; }
-
- private:
-  std::unique_ptr<Impl> impl_;
-};
-
 class Linear {
  public:
-  Linear();
+  Linear() = default;
   // weight: [out, in], dense, in the storage dtype; it is packed, not kept.
   Linear(const std::byte* weight, int64_t out, int64_t in, DType storage);
-  Linear(Linear&&) noexcept;
-  Linear& operator=(Linear&&) noexcept;
-  ~Linear();
 
   // x: [rows, in], y: [rows, out], both dense and in the storage dtype. Sums in f32, rounded once. A row's bits depend
   // on nothing but that row: not on the number of rows or threads.
-  void Apply(const void* x, int64_t rows, void* y, LinearWorkspace& workspace) const;
+  void Apply(const void* x, int64_t rows, void* y) const;
 
-  int64_t out() const;
-  int64_t in() const;
+  int64_t out() const { return out_; }
+  int64_t in() const { return in_; }
 
   // The weight [out, in] again, from the packed memory that the product reads.
   std::vector<std::byte> Unpacked() const;
 
-  struct Impl;
-
  private:
-  std::unique_ptr<Impl> impl_;
+  struct Free {
+    void operator()(std::byte* data) const;
+  };
+
+  int64_t Element() const { return static_cast<int64_t>(DTypeSize(storage_)); }
+  int64_t Depth() const;  // of a panel: `in` rounded up to whole pairs
+  int64_t NumPanels() const;
+  std::byte* Panel(int64_t p) const;
+  template <typename Copy>
+  void ForPanel(int64_t p, Copy&& copy) const;
+  const std::byte* Operands(const std::byte* x, int64_t rows) const;
+  void ApplyPanel(const std::byte* operands, int64_t p, int64_t begin, int64_t rows, std::byte* y) const;
+
+  int64_t out_ = 0, in_ = 0;
+  DType storage_ = DType::kF32;
+  const RowKernels* kernels_ = nullptr;
+  std::unique_ptr<std::byte[], Free> panels_;
 };
 
 }  // namespace lockstep

@@ -1,5 +1,4 @@
-// Linear against a naive product in double, through oneDNN and through panels: which dtype takes which depends on the
-// machine, so that the whole program also runs under ONEDNN_MAX_CPU_ISA.
+// Linear against a naive product in double, on the instruction set of this run.
 #include "engine/linear.h"
 
 #include <gtest/gtest.h>
@@ -49,10 +48,9 @@ std::vector<float> Random(int64_t count, float scale = 1, uint32_t seed = 1) {
 }
 
 Bytes Apply(const Linear& linear, DType storage, const std::vector<float>& x, int64_t rows) {
-  static thread_local LinearWorkspace workspace;
   const Bytes from = Stored(storage, x);
   Bytes to(static_cast<size_t>(rows * linear.out()) * DTypeSize(storage), std::byte{0x7F});
-  linear.Apply(from.data(), rows, to.data(), workspace);
+  linear.Apply(from.data(), rows, to.data());
   return to;
 }
 
@@ -128,10 +126,9 @@ TEST_P(LinearTest, NumbersOfRowsAndThreadsChangeNoBit) {
       omp_set_num_threads(count);
       for (const int64_t rows : {1, 2, 7, 64, 300}) {
         const std::vector<float> first(x.begin(), x.begin() + rows * k);
-        LinearWorkspace workspace;  // oneDNN decides when it makes its kernel
         const Bytes from = Stored(storage_, first);
         Bytes y(static_cast<size_t>(rows * n) * DTypeSize(storage_));
-        linear.Apply(from.data(), rows, y.data(), workspace);
+        linear.Apply(from.data(), rows, y.data());
         EXPECT_EQ(y, Bytes(expected.begin(), expected.begin() + static_cast<std::ptrdiff_t>(y.size())))
             << "[" << n << ", " << k << "], " << rows << " rows, " << count << " threads";
       }
@@ -140,10 +137,7 @@ TEST_P(LinearTest, NumbersOfRowsAndThreadsChangeNoBit) {
   omp_set_num_threads(threads);
 }
 
-TEST_P(LinearTest, NoRowsAreNoWork) {
-  LinearWorkspace workspace;
-  Packed(storage_, 3, 5, Random(15)).Apply(nullptr, 0, nullptr, workspace);
-}
+TEST_P(LinearTest, NoRowsAreNoWork) { Packed(storage_, 3, 5, Random(15)).Apply(nullptr, 0, nullptr); }
 
 TEST_P(LinearTest, AgainIsTheSameWhateverWasBetween) {
   const Linear linear = Packed(storage_, 257, 255, Random(257 * 255));

@@ -58,7 +58,6 @@ struct Session::Impl {
   DType dtype;
   KvCache cache;
   kernels::RopeTable rope;
-  LinearWorkspace workspace;
   Buffer hidden;              // [T, D], the residual stream
   Buffer normed, projected;   // [T, D]
   Buffer qkv;                 // [T, (H + 2K) d]
@@ -94,7 +93,6 @@ struct Session::Impl {
   void RmsNorm(const void* x, const NormWeight& w, int64_t rows, void* y) const {
     kernels::RmsNorm(dtype, x, w, config.rms_norm_eps, rows, y);
   }
-  void Apply(const Linear& linear, const void* x, int64_t rows, void* y) { linear.Apply(x, rows, y, workspace); }
 
   void Observe(Point point, int layer, void* data, std::span<const int64_t> shape, std::span<const int64_t> strides,
                DType type, std::span<const int32_t> rows) {
@@ -236,7 +234,7 @@ void Session::Impl::Attention(const LayerWeights& w, int layer, const Batch& bat
   const kernels::HeadView k{data + H * d * element, T(), K, d, width};
   const kernels::HeadView v{data + (H + K) * d * element, T(), K, d, width};
 
-  Apply(w.qkv, normed.data(), T(), qkv.data());
+  w.qkv.Apply(normed.data(), T(), qkv.data());
   Observe(kAttnQProjRaw, layer, q);
   Observe(kAttnKProjRaw, layer, k);
   Observe(kAttnVProjRaw, layer, v);
@@ -261,7 +259,7 @@ void Session::Impl::Attention(const LayerWeights& w, int layer, const Batch& bat
   AttentionOverCache(layer, q);
   Observe(kAttnContext, layer, kernels::HeadView{context.data(), T(), H, d, H * d});
 
-  Apply(w.o_proj, context.data(), T(), projected.data());
+  w.o_proj.Apply(context.data(), T(), projected.data());
   Observe(kAttnOProj, layer, projected.data(), config.hidden_size);
 }
 
@@ -290,12 +288,12 @@ void Session::Impl::AttentionOverCache(int layer, const kernels::HeadView& q) {
 void Session::Impl::Mlp(const LayerWeights& w, int layer) {
   const int64_t I = config.intermediate_size;
   auto* gate = static_cast<std::byte*>(gate_up.Resize(T(), 2 * I, dtype));
-  Apply(w.gate_up, normed.data(), T(), gate);
+  w.gate_up.Apply(normed.data(), T(), gate);
   Observe(kMlpGateProj, layer, gate, I, 2 * I);
   Observe(kMlpUpProj, layer, gate + static_cast<size_t>(I) * DTypeSize(dtype), I, 2 * I);
   kernels::SwiGlu(dtype, gate, T(), I, product.Resize(T(), I, dtype));
   Observe(kMlpIntermediate, layer, product.data(), I);
-  Apply(w.down_proj, product.data(), T(), projected.data());
+  w.down_proj.Apply(product.data(), T(), projected.data());
   Observe(kMlpDownProj, layer, projected.data(), config.hidden_size);
 }
 
@@ -309,7 +307,7 @@ void Session::Impl::Head(std::span<const int32_t> rows) {
   for (size_t r = 0; r < rows.size(); ++r) {
     std::memcpy(chosen + r * row_bytes, from + static_cast<size_t>(rows[r]) * row_bytes, row_bytes);
   }
-  Apply(model.lm_head, chosen, R, logits.Resize(R, V, dtype));
+  model.lm_head.Apply(chosen, R, logits.Resize(R, V, dtype));
   if (Wants(kLogits, -1)) {
     const int64_t shape[] = {R, V}, strides[] = {V, 1};
     Observe(kLogits, -1, logits.data(), shape, strides, dtype, rows);

@@ -1,4 +1,5 @@
 // Haswell and later.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>

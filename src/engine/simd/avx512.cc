@@ -1,4 +1,5 @@
 // Skylake-X and later.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>

@@ -1,4 +1,5 @@
 // Cooper Lake, Zen 4 and later: bf16 is multiplied as it is, in pairs. The other dtypes gain nothing here.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>

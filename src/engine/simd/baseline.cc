@@ -1,4 +1,5 @@
 // What every machine can do: SSE2, NEON, or whatever the compiler makes of vectors of four.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>

@@ -80,21 +80,20 @@ struct Step<BF16> {
 #endif
 
 constexpr int64_t kTileRows = 6;
-constexpr int64_t kTilePanels = LOCKSTEP_WIDTH == 16 ? 4 : 1;  // 24 sums of 32 registers; 12 of 16 below AVX-512
-constexpr int64_t kPanelVectors = kPanelWidth / kWidth;
+constexpr int64_t kPanelWidth = LOCKSTEP_WIDTH == 16 ? 64 : 16;  // 24 sums of 32 registers; 12 of 16 below AVX-512
+constexpr int64_t kPrefetch = 4096;                              // bytes ahead in a panel
 
-template <typename T, int64_t kRows, int64_t kPanels>
-void Tile(const typename Step<T>::Operand* a, int64_t lda, const T* panels, int64_t panel_stride, int64_t depth,
-          float* out, int64_t ldo) {
+// kRows rows by kVectors vectors of columns.
+template <typename T, int64_t kRows, int64_t kVectors>
+void Tile(const typename Step<T>::Operand* a, int64_t lda, const T* panel, int64_t depth, float* out, int64_t ldo) {
   constexpr int64_t kPair = Step<T>::kPair;
-  constexpr int64_t kVectors = kPanels * kPanelVectors;
   F32 sums[kRows][kVectors] = {};
-  for (int64_t k = 0; k < depth; k += kPair) {
+  for (int64_t k = 0; k < depth; k += kPair, panel += kPanelWidth * kPair) {
     typename Step<T>::Right right[kVectors];
 #pragma GCC unroll 16
     for (int64_t v = 0; v < kVectors; ++v) {
-      right[v] = Step<T>::LoadRight(panels + v / kPanelVectors * panel_stride + k * kPanelWidth +
-                                    v % kPanelVectors * kWidth * kPair);
+      right[v] = Step<T>::LoadRight(panel + v * kWidth * kPair);
+      __builtin_prefetch(reinterpret_cast<const char*>(panel + v * kWidth * kPair) + kPrefetch);
     }
 #pragma GCC unroll 16
     for (int64_t r = 0; r < kRows; ++r) {
@@ -110,37 +109,39 @@ void Tile(const typename Step<T>::Operand* a, int64_t lda, const T* panels, int6
   }
 }
 
-template <typename T, int64_t kPanels>
-void RowsOfTiles(const typename Step<T>::Operand* a, int64_t lda, int64_t rows, const T* panels, int64_t panel_stride,
-                 int64_t depth, float* out, int64_t ldo) {
+template <typename T, int64_t kVectors>
+void RowsOfTiles(const typename Step<T>::Operand* a, int64_t lda, int64_t rows, const T* panel, int64_t depth,
+                 float* out, int64_t ldo) {
   int64_t r = 0;
   for (; r + kTileRows <= rows; r += kTileRows) {
-    Tile<T, kTileRows, kPanels>(a + r * lda, lda, panels, panel_stride, depth, out + r * ldo, ldo);
+    Tile<T, kTileRows, kVectors>(a + r * lda, lda, panel, depth, out + r * ldo, ldo);
   }
   a += r * lda;
   out += r * ldo;
   switch (rows - r) {
-    case 5: return Tile<T, 5, kPanels>(a, lda, panels, panel_stride, depth, out, ldo);
-    case 4: return Tile<T, 4, kPanels>(a, lda, panels, panel_stride, depth, out, ldo);
-    case 3: return Tile<T, 3, kPanels>(a, lda, panels, panel_stride, depth, out, ldo);
-    case 2: return Tile<T, 2, kPanels>(a, lda, panels, panel_stride, depth, out, ldo);
-    case 1: return Tile<T, 1, kPanels>(a, lda, panels, panel_stride, depth, out, ldo);
+    case 5: return Tile<T, 5, kVectors>(a, lda, panel, depth, out, ldo);
+    case 4: return Tile<T, 4, kVectors>(a, lda, panel, depth, out, ldo);
+    case 3: return Tile<T, 3, kVectors>(a, lda, panel, depth, out, ldo);
+    case 2: return Tile<T, 2, kVectors>(a, lda, panel, depth, out, ldo);
+    case 1: return Tile<T, 1, kVectors>(a, lda, panel, depth, out, ldo);
     default: return;
   }
 }
 
 template <typename T>
-void Product(const void* a, int64_t lda, int64_t rows, const void* panels, int64_t panel_stride, int64_t num_panels,
+void Product(const void* a, int64_t lda, int64_t rows, const void* panels, int64_t panel_stride, int64_t columns,
              int64_t depth, float* out, int64_t ldo) {
   const auto* left = static_cast<const typename Step<T>::Operand*>(a);
-  const T* right = static_cast<const T*>(panels);
-  int64_t p = 0;
-  for (; p + kTilePanels <= num_panels; p += kTilePanels) {
-    RowsOfTiles<T, kTilePanels>(left, lda, rows, right + p * panel_stride, panel_stride, depth, out + p * kPanelWidth,
-                                ldo);
-  }
-  for (; p < num_panels; ++p) {
-    RowsOfTiles<T, 1>(left, lda, rows, right + p * panel_stride, panel_stride, depth, out + p * kPanelWidth, ldo);
+  const T* panel = static_cast<const T*>(panels);
+  for (int64_t c = 0; c < columns; c += kPanelWidth, panel += panel_stride) {
+    switch (std::min(kPanelWidth, columns - c) / kColumns) {
+#if LOCKSTEP_WIDTH == 16
+      case 4: RowsOfTiles<T, 4>(left, lda, rows, panel, depth, out + c, ldo); break;
+      case 3: RowsOfTiles<T, 3>(left, lda, rows, panel, depth, out + c, ldo); break;
+      case 2: RowsOfTiles<T, 2>(left, lda, rows, panel, depth, out + c, ldo); break;
+#endif
+      default: RowsOfTiles<T, kColumns / kWidth>(left, lda, rows, panel, depth, out + c, ldo); break;
+    }
   }
 }
 
@@ -190,6 +191,7 @@ void Softmax(float* row, int64_t padded, float max, void* probs) {
 
 template <typename T>
 constexpr RowKernels kTable = {
+    .panel_width = kPanelWidth,
     .pair = Step<T>::kPair,
     .operand_size = sizeof(typename Step<T>::Operand),
     .rms_norm = RmsNorm<T>,
