@@ -30,6 +30,7 @@ PUBLIC = {
     "trace.h": "trace",
     "checkpoint.h": "checkpoint",
     "engine.h": "engine",
+    "sampler.h": "engine",
     "compare.h": "compare",
     "report.h": "report",
     "lockstep.h": "capi",
