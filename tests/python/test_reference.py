@@ -758,11 +758,11 @@ def test_from_does_not_replace_its_source(checkpoint, tmp_path, capsys):
 # --- As a process --------------------------------------------------------------------------------------------------
 
 
-def process(module, *arguments, stdin=b""):
+def process(module, *arguments):
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "python")}
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
-        input=stdin,
+        stdin=subprocess.DEVNULL,
         env=environment,
         timeout=300,
         capture_output=True,
