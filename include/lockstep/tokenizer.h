@@ -28,7 +28,7 @@ class Tokenizer {
   ~Tokenizer();
 
   // Text to ids. Invalid UTF-8 is first replaced as Python's bytes.decode("utf-8", errors="replace") does. Added tokens
-  // inside the text ("<|im_start|>") become their ids. Throws Error for texts of 2 GiB and more. Time grows with
+  // inside the text ("<|im_start|>") become their ids. Throws Error for texts of 1 GiB and more. Time grows with
   // n log n at most, whatever the text.
   std::vector<int32_t> Encode(std::string_view text) const;
 

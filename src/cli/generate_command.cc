@@ -1,5 +1,6 @@
 // `lockstep generate`: the built-in engine as a text generator. The text goes to stdout, everything about it to stderr.
 #include <cerrno>
+#include <charconv>
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -106,6 +107,14 @@ void GenerateText(const GenerateArguments& arguments) {
                SpeedText(generation.decode_steps, generation.decode_seconds).c_str(), generation.logits_hash.c_str());
 }
 
+// CLI11 takes -1 for the largest number. Empty where all is well.
+std::string SeedError(const std::string& text) {
+  uint64_t seed = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seed);
+  const bool good = error == std::errc() && end == text.data() + text.size();
+  return good ? "" : "expected a number from 0 to 2^64 - 1, found " + text;
+}
+
 // Returns those that mean nothing where nothing is drawn.
 std::vector<const CLI::Option*> AddSamplerOptions(CLI::App& command, SamplerOptions& sampler) {
   command.add_option("--temperature", sampler.temperature, "0 (default): greedy; generation_config.json is not asked");
@@ -113,7 +122,8 @@ std::vector<const CLI::Option*> AddSamplerOptions(CLI::App& command, SamplerOpti
       command.add_option("--top-k", sampler.top_k, "Draw from this many of the likeliest tokens; 0: all"),
       command.add_option("--top-p", sampler.top_p, "Draw from the likeliest tokens that hold this share together"),
       command.add_option("--min-p", sampler.min_p, "Draw from tokens at least this likely, relative to the likeliest"),
-      command.add_option("--seed", sampler.seed, "Of the draws (default: 0); the same seed gives the same text"),
+      command.add_option("--seed", sampler.seed, "Of the draws (default: 0); the same seed gives the same text")
+          ->check(SeedError),
   };
   command.add_option("--repetition-penalty", sampler.repetition_penalty,
                      "Divide the logits of tokens that were there already, prompt included; 1: off");

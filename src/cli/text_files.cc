@@ -3,7 +3,6 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
@@ -22,8 +21,11 @@ void CheckUtf8(const std::string& name, const std::string& text) {
 
 std::string ReadText(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file) throw Error(path + ": expected a text file, found " + std::strerror(errno));
+  std::string text;
+  char buffer[65536];
+  while (file.read(buffer, sizeof(buffer)) || file.gcount() > 0)
+    text.append(buffer, static_cast<size_t>(file.gcount()));
+  if (!file.eof()) throw Error(path + ": expected a text file, found " + std::strerror(errno));
   CheckUtf8(path, text);
   return text;
 }

@@ -1,4 +1,4 @@
-// Unicode's normalization form C.
+// Unicode's normalization form C, as the `tokenizers` package has it.
 #pragma once
 
 #include <string>
@@ -6,7 +6,7 @@
 
 namespace lockstep {
 
-// `text` itself where it is in NFC already, else what is written to `storage`. REQUIRES: `text` is UTF-8, below 2 GiB.
+// `text` itself where it is in NFC already, else what is written to `storage`. REQUIRES: `text` is UTF-8, below 1 GiB.
 std::string_view Nfc(std::string_view text, std::string& storage);
 
 }  // namespace lockstep

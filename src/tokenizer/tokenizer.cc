@@ -16,7 +16,7 @@
 namespace lockstep {
 namespace {
 
-constexpr size_t kMaxText = (size_t{1} << 31) - 1;  // ICU counts bytes in int32_t
+constexpr size_t kMaxText = (size_t{1} << 30) - 1;  // ICU counts bytes in int32_t, and marks may grow
 
 using AddedTexts = std::vector<std::pair<std::string, int32_t>>;
 

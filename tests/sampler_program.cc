@@ -1,4 +1,4 @@
-// The sampler for tests/python/test_sampler.py: sampler_tool temperature top_k top_p min_p repetition_penalty TOKENS
+// The sampler for tests/python/test_sampler.py: sampler_program temperature top_k top_p min_p repetition_penalty TOKENS
 // reads f32 logits on standard input and prints what would be drawn from, "token probability" a line. TOKENS: seen
 // ones, "1,2,3" or "".
 #include <cstdio>
