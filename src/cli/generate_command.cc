@@ -48,6 +48,9 @@ void CheckOptions(const GenerateArguments& arguments) {
     throw Error("generate: expected one of --prompt, --prompt-file and --tokens, found " + std::to_string(given));
   }
   if (arguments.chat && arguments.tokens) throw Error("--chat: expected a prompt of text, found --tokens");
+  if (arguments.options.max_tokens < 1) {
+    throw Error("--max-tokens: expected a number from 1, found " + std::to_string(arguments.options.max_tokens));
+  }
   if (arguments.prompt) CheckUtf8("--prompt", *arguments.prompt);
   for (const std::string& stop : arguments.options.stop_strings) CheckUtf8("--stop", stop);
   for (const CLI::Option* option : arguments.of_draws) {
@@ -93,6 +96,7 @@ std::string SpeedText(int64_t tokens, double seconds) {
 
 void GenerateText(const GenerateArguments& arguments) {
   CheckOptions(arguments);
+  ReadConfig(arguments.model.model);  // so that a wrong directory is called so, and not for lack of a tokenizer
   const Tokenizer tokenizer = Tokenizer::Load(arguments.model.model);
   const std::vector<int32_t> prompt = PromptOf(arguments, tokenizer);
   GenerateOptions options = arguments.options;
@@ -143,8 +147,7 @@ void AddGenerate(CLI::App& app, int& exit_code) {
   command->add_option("--tokens", arguments->tokens, "The prompt as token ids: 1,2,3");
   CLI::Option* chat = command->add_flag("--chat", arguments->chat, "Put the prompt into Qwen3's chat template");
   command->add_flag("--no-thinking", arguments->no_thinking, "With an empty <think> block")->needs(chat);
-  command->add_option("--max-tokens", arguments->options.max_tokens, "Stop after this many tokens (default: 128)")
-      ->check(CLI::PositiveNumber);
+  command->add_option("--max-tokens", arguments->options.max_tokens, "Stop after this many tokens (default: 128)");
   command->add_option("--stop", arguments->options.stop_strings, "Stop before this string; repeat it for several")
       ->allow_extra_args(false);
   arguments->of_draws = AddSamplerOptions(*command, arguments->options.sampler);

@@ -5,12 +5,22 @@
 #include <map>
 
 #include "cli/text_files.h"
+#include "lockstep/checkpoint.h"
 #include "lockstep/error.h"
 #include "lockstep/tokenizer.h"
 #include "lockstep/trace.h"
 
 namespace lockstep::cli {
 namespace {
+
+Tokenizer LoadTokenizer(const std::string& model) {
+  ReadConfig(model);  // so that a wrong directory is called so
+  try {
+    return Tokenizer::Load(model);
+  } catch (const Error& e) {
+    throw Error(std::string(e.what()) + "; --tokens 1,2,3 needs none");
+  }
+}
 
 std::vector<std::vector<int32_t>> Tokenized(const InputOptions& options, const std::string& model) {
   std::vector<std::pair<std::string, std::string>> texts;  // where it came from, the text
@@ -22,7 +32,7 @@ std::vector<std::vector<int32_t>> Tokenized(const InputOptions& options, const s
     }
   }
   if (texts.empty()) texts.emplace_back("--input", kDefaultInput);
-  const Tokenizer tokenizer = Tokenizer::Load(model);
+  const Tokenizer tokenizer = LoadTokenizer(model);
   std::vector<std::vector<int32_t>> prompts;
   for (const auto& [name, text] : texts) {
     CheckUtf8(name, text);

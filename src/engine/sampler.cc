@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <functional>
 #include <limits>
 #include <string>
@@ -17,7 +18,10 @@ using Candidate = Sampler::Candidate;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 void Require(bool good, const char* name, double found, const char* expected) {
-  if (!good) throw Error(std::string(name) + ": expected " + expected + ", found " + std::to_string(found));
+  if (good) return;
+  char text[32];
+  std::snprintf(text, sizeof(text), "%g", found);
+  throw Error(std::string(name) + ": expected " + expected + ", found " + text);
 }
 
 void CheckOptions(const SamplerOptions& o) {

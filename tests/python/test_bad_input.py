@@ -204,9 +204,11 @@ def test_text_prompts(tmp_path, command):
 
 def test_prompts_without_a_tokenizer(model, tmp_path):
     """Ids need none."""
+    refuse("generate", tmp_path / "nowhere", "--prompt", "x", says=("nowhere: expected", "no such directory"))
     (model / "tokenizer.json").unlink()
     for command, option in (("capture", "--input"), ("debug", "--input"), ("generate", "--prompt")):
-        refuse(command, model, option, "x", says="tokenizer.json", cwd=tmp_path)
+        way_out = () if command == "generate" else ("--tokens 1,2,3",)
+        refuse(command, model, option, "x", says=("tokenizer.json", *way_out), cwd=tmp_path)
     (model / "tokenizer.json").write_text("{}")
     refuse("capture", model, "--input", "x", says="tokenizer.json", cwd=tmp_path)
     assert lockstep("capture", model, *TOKENS, cwd=tmp_path).returncode == 0
