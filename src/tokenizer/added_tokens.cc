@@ -5,10 +5,7 @@
 namespace lockstep {
 
 AddedTokenFinder::AddedTokenFinder(std::vector<std::pair<std::string, int32_t>> tokens) : tokens_(std::move(tokens)) {
-  const auto by_text = [](const auto& a, const auto& b) { return a.first < b.first; };
-  const auto same_text = [](const auto& a, const auto& b) { return a.first == b.first; };
-  std::stable_sort(tokens_.begin(), tokens_.end(), by_text);
-  tokens_.erase(std::unique(tokens_.begin(), tokens_.end(), same_text), tokens_.end());
+  std::sort(tokens_.begin(), tokens_.end());
   for (const auto& [text, id] : tokens_) first_[static_cast<uint8_t>(text[0])] = true;
 }
 

@@ -19,7 +19,7 @@ class AddedTokenFinder {
   };
 
   AddedTokenFinder() = default;
-  // Of two tokens with the same text the first counts. REQUIRES: no text is empty.
+  // REQUIRES: texts are unlike one another, and none is empty.
   explicit AddedTokenFinder(std::vector<std::pair<std::string, int32_t>> tokens);
 
   // The first match at or after `from`. Takes time for each byte that looks like the beginning of a token, up to the

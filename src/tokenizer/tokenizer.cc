@@ -20,15 +20,10 @@ constexpr size_t kMaxText = (size_t{1} << 30) - 1;  // ICU counts bytes in int32
 
 using AddedTexts = std::vector<std::pair<std::string, int32_t>>;
 
-// Of the special tokens first and then of the others: so the first counts where two are the same once normalized.
 AddedTexts TextsOf(const TokenizerFile& file, bool normalized) {
   AddedTexts texts;
-  for (const bool special : {true, false}) {
-    for (const AddedToken& token : file.added) {
-      if (token.normalized != normalized || token.special != special) continue;
-      std::string storage;
-      texts.emplace_back(normalized && file.nfc ? Nfc(token.content, storage) : token.content, token.id);
-    }
+  for (const AddedToken& token : file.added) {
+    if (token.normalized == normalized) texts.emplace_back(token.content, token.id);
   }
   return texts;
 }

@@ -4,6 +4,7 @@
 
 #include "base/mapped_file.h"
 #include "lockstep/error.h"
+#include "tokenizer/normalize.h"
 #include "tokenizer/vocabulary_json.h"
 
 namespace lockstep {
@@ -160,7 +161,7 @@ bool ReadModel(const Section& model) {
   return model.Boolean("ignore_merges", false);
 }
 
-AddedToken ReadAddedToken(const Section& token) {
+AddedToken ReadAddedToken(const Section& token, bool nfc) {
   for (const char* flag : {"single_word", "lstrip", "rstrip"}) {
     if (token.Flag(flag)) token.Fail(flag, "false", "tokens that depend on what stands beside them are not supported");
   }
@@ -172,7 +173,13 @@ AddedToken ReadAddedToken(const Section& token) {
   if (id == nullptr || !id->is_number_unsigned() || id->get<uint64_t>() >= uint64_t{TokenizerFile::kMaxIds}) {
     token.Fail("id", "an id from 0 to " + std::to_string(TokenizerFile::kMaxIds - 1), kCorrect);
   }
-  return {content->get<std::string>(), id->get<int32_t>(), token.Flag("special"), token.Flag("normalized")};
+  AddedToken out{content->get<std::string>(), id->get<int32_t>(), token.Flag("special"), token.Flag("normalized")};
+  std::string storage;
+  if (nfc && out.normalized && Nfc(out.content, storage) != out.content) {
+    token.Fail("content", "text in NFC, since it is looked for in normalized text",
+               "versions of the tokenizers package disagree about it; write it in NFC");
+  }
+  return out;
 }
 
 }  // namespace
@@ -196,7 +203,7 @@ TokenizerFile ReadTokenizerFile(const std::string& path) {
   if (root.Find("added_tokens") != nullptr) {
     const SortedJson& added = root.List("added_tokens");
     for (size_t k = 0; k < added.size(); ++k) {
-      file.added.push_back(ReadAddedToken({added[k], path, "added_tokens[" + std::to_string(k) + "]."}));
+      file.added.push_back(ReadAddedToken({added[k], path, "added_tokens[" + std::to_string(k) + "]."}, file.nfc));
     }
   }
   file.vocabulary = std::move(json.vocabulary);

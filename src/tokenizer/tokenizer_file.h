@@ -14,7 +14,7 @@ struct AddedToken {
   std::string content;
   int32_t id = 0;
   bool special = false;
-  bool normalized = false;  // looked for in the normalized text, not in the text as it is
+  bool normalized = false;  // looked for in the normalized text, not in the text as it is; then in NFC itself
 };
 
 // Every id is from 0 to below kMaxIds; how they agree with one another is for Vocabulary to check.

@@ -29,9 +29,14 @@ class Reader {
     if (depth > kMaxDepth) throw Error(what_ + ": JSON nested deeper than " + std::to_string(kMaxDepth) + " levels");
     if (depth >= kItemDepth && where_ == Where::kVocabulary) return TakeToken(event, value);
     if (depth >= kItemDepth && where_ == Where::kMerges) return TakeMerge(depth, event, value);
+    where_ = Where::kElsewhere;
     if (event == Event::key) TakeKey(depth, value.get_ref<const std::string&>());
     if (event == Event::object_start) keys_.emplace_back();
     if (event == Event::object_end) keys_.pop_back();
+    if (in_model_ && depth == kModelDepth) {
+      if (event == Event::object_start && model_key_ == "vocab") where_ = Where::kVocabulary;
+      if (event == Event::array_start && model_key_ == "merges") where_ = Where::kMerges;
+    }
     return true;
   }
 
@@ -50,9 +55,7 @@ class Reader {
       throw Error(what_ + ": key \"" + key.substr(0, 200) + "\" stands twice in one object");
     }
     if (depth < kModelDepth) in_model_ = key == "model";
-    if (depth > kModelDepth) return;
-    const bool here = in_model_ && depth == kModelDepth;
-    where_ = here && key == "vocab" ? Where::kVocabulary : here && key == "merges" ? Where::kMerges : Where::kElsewhere;
+    if (depth == kModelDepth) model_key_ = key;
   }
 
   bool TakeToken(Event event, SortedJson& value) {
@@ -105,6 +108,7 @@ class Reader {
   int32_t max_ids_;
   std::vector<std::set<std::string>> keys_;  // of the objects that are open
   bool in_model_ = false;
+  std::string model_key_;
   Where where_ = Where::kElsewhere;
   std::string token_;
   std::vector<std::string> pair_;
