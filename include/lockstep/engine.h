@@ -107,7 +107,8 @@ struct Logits {
   std::span<const float> Row(size_t r) const {
     return std::span(values).subspan(r * static_cast<size_t>(vocab), static_cast<size_t>(vocab));
   }
-  int32_t Greedy(size_t r) const;  // the first of the largest
+  int32_t Greedy(size_t r) const;    // the first of the largest
+  std::string Hash(size_t r) const;  // the fingerprint (docs/trace-format.md) of a row: 16 hex digits
 };
 
 // What a run of sequences through a model needs beside the weights: the KV cache and the activations.

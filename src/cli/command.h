@@ -17,6 +17,7 @@ using AddCommand = void (*)(CLI::App& app, int& exit_code);
 void AddDebug(CLI::App& app, int& exit_code);
 void AddReference(CLI::App& app, int& exit_code);
 void AddCapture(CLI::App& app, int& exit_code);
+void AddGenerate(CLI::App& app, int& exit_code);
 void AddCompare(CLI::App& app, int& exit_code);
 void AddShow(CLI::App& app, int& exit_code);
 void AddImport(CLI::App& app, int& exit_code);

@@ -5,6 +5,7 @@
 
 #include "cli/command.h"
 #include "cli/compare_output.h"
+#include "cli/python.h"
 #include "cli/run_engine.h"
 #include "lockstep/error.h"
 
@@ -37,7 +38,8 @@ void MustExist(const std::string& trace, const char* option) {
   }
 }
 
-void RunReference(const DebugOptions& options, const std::string& trace) {
+void RunReference(const DebugOptions& options, const std::vector<std::vector<int32_t>>& prompts,
+                  const std::string& trace) {
   std::vector<std::string> arguments = {options.run.model, "--out", trace, "--implementation", options.implementation};
   const auto add = [&](const char* name, const std::string& value) {
     if (!value.empty()) arguments.insert(arguments.end(), {name, value});
@@ -48,7 +50,7 @@ void RunReference(const DebugOptions& options, const std::string& trace) {
   add("--steps", options.run.steps);
   add("--rows", options.run.rows);
   if (options.run.num_layers > 0) add("--num-layers", std::to_string(options.run.num_layers));
-  for (std::string& argument : options.input.ForPython()) arguments.push_back(std::move(argument));
+  for (std::string& argument : options.input.ForPython(prompts)) arguments.push_back(std::move(argument));
   if (RunPython(FindPython(options.python), "lockstep.reference", arguments) != 0) {
     throw Error("the Python reference failed (its message stands above); `lockstep doctor` tells what is missing");
   }
@@ -58,12 +60,13 @@ int Debug(const DebugOptions& options) {
   const std::filesystem::path out = options.out;
   const std::string reference = out / "py.trace";
   const std::string candidate = out / "cpp.trace";
-  MakeDirectory(options.out);
 
   if (options.skip_python) {
     MustExist(reference, "--skip-python");
   } else {
-    RunReference(options, reference);
+    const std::vector<std::vector<int32_t>> prompts = PromptTokens(options.input, options.run.model);
+    MakeDirectory(options.out);
+    RunReference(options, prompts, reference);
   }
   // From here on the reference's trace says which tokens are fed, whoever wrote it.
 

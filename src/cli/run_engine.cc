@@ -8,7 +8,6 @@
 #include <cstdio>
 
 #include "cli/command.h"
-#include "lockstep/engine.h"
 #include "lockstep/error.h"
 
 namespace lockstep::cli {
@@ -181,13 +180,18 @@ void PlaceEmbeddings(EngineRun& run, int64_t hidden) {
 
 }  // namespace
 
-void RunEngine(EngineRun run) {
-  const auto start = std::chrono::steady_clock::now();
-  const std::optional<DType> dtype = ParseDType(run.options.dtype);
-  const Model model = Model::Load(run.options.model, {.dtype = *dtype, .num_layers = run.options.num_layers});
+Model LoadModel(const ModelArguments& arguments) {
+  const std::optional<DType> dtype = ParseDType(arguments.dtype);
+  Model model = Model::Load(arguments.model, {.dtype = *dtype, .num_layers = arguments.num_layers});
   for (const std::string& unused : model.checkpoint()->unused()) {
     std::fprintf(stderr, "c++: unused weight: %s\n", unused.c_str());
   }
+  return model;
+}
+
+void RunEngine(EngineRun run) {
+  const auto start = std::chrono::steady_clock::now();
+  const Model model = LoadModel(run.options);
   PlaceEmbeddings(run, model.config().hidden_size);
   Runner runner(run, model);
   // From here on the input is known to be good, and a trace that is there may be replaced.

@@ -5,8 +5,12 @@
 #include <vector>
 
 #include "cli/inputs.h"
+#include "lockstep/engine.h"
 
 namespace lockstep::cli {
+
+// Names weights that the model does not use on stderr. Throws Error.
+Model LoadModel(const ModelArguments& arguments);
 
 struct EngineRun {
   ModelRunOptions options;
