@@ -48,9 +48,13 @@ class Piece {
   const std::vector<int32_t>& keys() const { return views_.front().tensor->keys; }
   const TraceTensor& tensor() const { return *views_.front().tensor; }
 
-  // The row's bytes as stored, if they are one run in canonical order; else null.
-  const std::byte* Contiguous(int64_t row) const;
-  // out: [row_size]
+  // A row in canonical order: the stored bytes where they are one run, else gathered into `buffer`. Sums are F32.
+  struct Row {
+    DType dtype = DType::kF32;
+    const std::byte* data = nullptr;  // [row_size]
+  };
+  Row At(int64_t row, std::vector<std::byte>& buffer) const;
+  // The same as f32; out: [row_size]
   void Read(int64_t row, float* out) const;
 
  private:
@@ -60,7 +64,7 @@ class Piece {
   void JoinParts(std::vector<Problem>* problems);
   void JoinReplicas(std::vector<Problem>* problems);
 
-  void ReadShards(int64_t row, float* out) const;
+  void GatherShards(int64_t row, std::byte* out) const;
   void ReadSum(int64_t row, float* out) const;
 
   enum class Kind : uint8_t { kSingle, kShards, kSum };

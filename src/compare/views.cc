@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 #include <set>
 #include <stdexcept>
 
@@ -39,6 +40,16 @@ std::vector<std::string> PointNames(const SideRuns& side) {
   std::vector<std::string> names;
   for (const auto& [name, steps] : side.points) names.push_back(name);
   return InExecutionOrder(std::move(names));
+}
+
+// Indices of the rows by the candidate's piece and row.
+std::vector<size_t> CandidateOrder(const std::vector<JoinedRow>& rows) {
+  std::vector<size_t> order(rows.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  const auto at = [&](size_t i) { return std::pair(rows[i].candidate.piece, rows[i].candidate.row); };
+  const auto before = [&](size_t i, size_t j) { return at(i) < at(j); };
+  if (!std::is_sorted(order.begin(), order.end(), before)) std::sort(order.begin(), order.end(), before);
+  return order;
 }
 
 class Comparison {
@@ -198,8 +209,7 @@ class Comparison {
       return;
     }
     PointResult result = Describe(name, point);
-    const PointPass pass{&point.reference.pieces, &point.candidate.pieces, point.joined.rows, point.kind, UserLimit()};
-    const RowHashes hashes = Measure(pass, &result);
+    const RowHashes hashes = Measure(point, &result);
     const double u = std::max({roundoff_, UnitRoundoff(result.reference.dtype), UnitRoundoff(result.candidate.dtype)});
     Judge(u, num_layers_, &result);
 
@@ -209,6 +219,26 @@ class Comparison {
     CheckStaleSteps(compared, &result_.failures);
     CheckSameLayer(name, point, hashes, distinct);
     result_.points.push_back(std::move(result));
+  }
+
+  // In the order in which the candidate wrote the rows, as a live comparison does.
+  RowHashes Measure(const Collected& point, PointResult* result) const {
+    const std::vector<JoinedRow>& joined = point.joined.rows;
+    const std::vector<size_t> order = CandidateOrder(joined);
+    std::vector<JoinedRow> rows;
+    for (size_t i : order) rows.push_back(joined[i]);
+    const PointPass pass{&point.reference.pieces, &point.candidate.pieces, rows, point.kind, UserLimit()};
+    Totals totals;
+    const std::vector<RowDigest> digests = MeasureRows(pass, &totals);
+    Fill(pass, totals, result);
+    RowHashes hashes;
+    hashes.reference.resize(rows.size());
+    hashes.candidate.resize(rows.size());
+    for (size_t i = 0; i < order.size(); ++i) {
+      hashes.reference[order[i]] = digests[i].reference;
+      hashes.candidate[order[i]] = digests[i].candidate;
+    }
+    return hashes;
   }
 
   std::optional<Limit> UserLimit() const {
