@@ -397,6 +397,26 @@ Joined JoinRows(std::vector<RowRef> reference, std::vector<RowRef> candidate) {
   return joined;
 }
 
+const RowRef* FindRow(const std::vector<RowRef>& reference, const RowRef& candidate, size_t* hint) {
+  const auto key = [](const RowRef& row) { return Key{row.sequence, row.position}; };
+  const Key wanted = key(candidate);
+  size_t begin = *hint;
+  const bool at_hint = begin < reference.size() && key(reference[begin]) == wanted &&
+                       (begin == 0 || key(reference[begin - 1]) != wanted);
+  if (!at_hint) {
+    const auto found = std::lower_bound(reference.begin(), reference.end(), wanted,
+                                        [&](const RowRef& row, const Key& k) { return key(row) < k; });
+    begin = static_cast<size_t>(found - reference.begin());
+  }
+  size_t end = begin;
+  while (end < reference.size() && key(reference[end]) == wanted) ++end;
+  *hint = end;
+  for (size_t i = end; i-- > begin;) {
+    if (SameId(reference[i], candidate)) return &reference[i];
+  }
+  return nullptr;
+}
+
 std::set<Key> SelectedKeys(const SideRuns& side, const std::map<int, int>& numbers) {
   std::set<Key> keys;
   for (const Run& run : side.runs) {

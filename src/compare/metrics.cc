@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "base/convert.h"
 #include "base/parallel.h"
@@ -182,18 +183,22 @@ std::vector<RowDigest> MeasureRows(const PointPass& pass, Totals* totals) {
   // So many blocks at a time that their sums stay small.
   constexpr size_t kBatch = 1024;
   const std::vector<Block> blocks = CutBlocks(pass);
+  Totals piece_totals;
+  int32_t of_piece = -1;
   for (size_t begin = 0; begin < blocks.size(); begin += kBatch) {
     std::vector<Totals> sums(std::min(kBatch, blocks.size() - begin));
     ParallelFor(static_cast<int64_t>(sums.size()),
                 [&](int64_t i) { measure(blocks[begin + static_cast<size_t>(i)], &sums[static_cast<size_t>(i)]); });
-    for (const Totals& block : sums) totals->Merge(block);
+    // Piece by piece, so that it does not matter whether they come in one call.
+    for (size_t i = 0; i < sums.size(); ++i) {
+      const int32_t piece = pass.rows[blocks[begin + i].begin].candidate.piece;
+      if (piece != of_piece) totals->Merge(std::exchange(piece_totals, {}));
+      of_piece = piece;
+      piece_totals.Merge(sums[i]);
+    }
   }
+  totals->Merge(piece_totals);
   return digests;
-}
-
-void Fill(const PointPass& pass, const Totals& totals, PointResult* result) {
-  if (pass.user) result->within_user = 0;
-  Fill(totals, result);
 }
 
 double RowDistance(const Piece& piece_a, int64_t row_a, const Piece& piece_b, int64_t row_b) {

@@ -56,9 +56,6 @@ struct RowDigest {
 // pieces of the candidate. REQUIRES: rows sorted by the candidate's piece and row.
 std::vector<RowDigest> MeasureRows(const PointPass& pass, Totals* totals);
 
-// Fills every figure of `result` except names, classes and what the join counts.
-void Fill(const PointPass& pass, const Totals& totals, PointResult* result);
-
 // |a - b| / |b| of two rows of one side, for telling stale data from data that hardly changes; 0 where their sizes
 // differ (attention).
 double RowDistance(const Piece& piece_a, int64_t row_a, const Piece& piece_b, int64_t row_b);

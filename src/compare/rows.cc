@@ -71,9 +71,11 @@ std::string RankText(const TraceTensor& tensor) { return "rank " + std::to_strin
 
 }  // namespace
 
-RowView ViewRows(const TraceTensor& tensor, const std::vector<std::string>& axes) {
-  std::vector<int64_t> strides(tensor.shape.size(), 1);
-  for (size_t i = tensor.shape.size(); i-- > 1;) strides[i - 1] = strides[i] * tensor.shape[i];
+RowView ViewRows(const TraceTensor& tensor, const std::vector<std::string>& axes, std::vector<int64_t> strides) {
+  if (strides.empty()) {
+    strides.assign(tensor.shape.size(), 1);
+    for (size_t i = tensor.shape.size(); i-- > 1;) strides[i - 1] = strides[i] * tensor.shape[i];
+  }
 
   RowView view;
   view.tensor = &tensor;
@@ -101,6 +103,14 @@ Piece Piece::Build(const std::vector<const TraceTensor*>& tensors, const std::ve
     piece.JoinReplicas(problems);
   }
   piece.shard_shape_ = piece.row_shape_;
+  piece.row_size_ = Product(piece.row_shape_);
+  return piece;
+}
+
+Piece Piece::View(const TraceTensor& tensor, const std::vector<std::string>& axes, std::vector<int64_t> strides) {
+  Piece piece;
+  piece.views_.push_back(ViewRows(tensor, axes, std::move(strides)));
+  piece.row_shape_ = piece.shard_shape_ = piece.views_.front().shape;
   piece.row_size_ = Product(piece.row_shape_);
   return piece;
 }

@@ -21,8 +21,8 @@ struct RowView {
 };
 
 // `axes`: the canonical ones without the token; empty for a user's own point without declared axes. A tensor of fewer
-// axes is taken as flattened ([tokens, heads * head_dim]).
-RowView ViewRows(const TraceTensor& tensor, const std::vector<std::string>& axes);
+// axes is taken as flattened ([tokens, heads * head_dim]). strides: of the stored axes, in elements; empty: packed.
+RowView ViewRows(const TraceTensor& tensor, const std::vector<std::string>& axes, std::vector<int64_t> strides = {});
 
 // All ranks' tensors of a point in one step.
 class Piece {
@@ -37,6 +37,9 @@ class Piece {
   // REQUIRES: tensors not empty, all of one name and step, with equal `rows`.
   static Piece Build(const std::vector<const TraceTensor*>& tensors, const std::vector<std::string>& axes,
                      std::vector<Problem>* problems);
+
+  // One tensor in memory, perhaps strided; a tensor without data has a shape and rows that cannot be read.
+  static Piece View(const TraceTensor& tensor, const std::vector<std::string>& axes, std::vector<int64_t> strides);
 
   const std::vector<int64_t>& row_shape() const { return row_shape_; }
   int64_t row_size() const { return row_size_; }
