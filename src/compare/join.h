@@ -21,6 +21,7 @@ struct TraceView {
   std::string path;
   const TraceMeta* meta = nullptr;
   const std::vector<TraceStep>* steps = nullptr;
+  bool mapped = false;  // the data are pages of files: they are given back once they were compared
 };
 
 inline constexpr int32_t kUnknownId = -1;

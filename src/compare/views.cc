@@ -7,6 +7,7 @@
 #include <set>
 #include <stdexcept>
 
+#include "base/mapped_file.h"
 #include "compare/classify.h"
 #include "compare/completeness.h"
 #include "compare/config.h"
@@ -69,6 +70,7 @@ class Comparison {
     LearnModel(names);
     for (size_t i = 0; i < names.size(); ++i) {
       ComparePoint(names[i]);
+      for (const SideRuns* side : {&reference_, &candidate_}) Release(*side, names[i]);
       if (options_.progress) options_.progress(i + 1, names.size());
     }
     Finish(names);
@@ -164,6 +166,14 @@ class Comparison {
         std::max(ConfigNumber(reference_, "num_hidden_layers"), ConfigNumber(candidate_, "num_hidden_layers")),
         1 << 20));
     for (const std::string& name : names) num_layers_ = std::max(num_layers_, LayerOf(name) + 1);
+  }
+
+  // Keeps the memory small however large the traces are.
+  static void Release(const SideRuns& side, const std::string& name) {
+    for (const StepTensors& where : side.points.at(name)) {
+      if (!side.runs[where.run].traces.front().mapped) continue;
+      for (const TraceTensor* tensor : where.tensors) MappedFile::Release(tensor->data, tensor->bytes);
+    }
   }
 
   // Both sides' rows of a point, and their join. False where there is nothing to compare; why stands in the failures.
