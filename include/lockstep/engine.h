@@ -146,7 +146,11 @@ std::vector<std::vector<float>> InputEmbeddings(const std::string& source, int64
 struct TraceTapOptions {
   std::string points, layers, steps, rows;  // selections (docs/trace-format.md)
   bool fingerprints = true;                 // record the weights' fingerprints, which reads all of them
+  bool promise = true;                      // every selected point; false: the caller passes on only some tensors
 };
+// What trace.json says of such a trace. Throws Error for a bad selection.
+TraceInfo TraceInfoOf(const Model& model, const TraceTapOptions& options = {});
+
 class TraceTap : public Tap {
  public:
   // Throws Error when the trace cannot be created.

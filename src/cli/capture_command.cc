@@ -35,7 +35,7 @@ void AddCapture(CLI::App& app, int& exit_code) {
         run.sequences.push_back({std::move(prompt), {}, {}});
       }
     }
-    RunEngine(std::move(run));
+    CaptureEngine(std::move(run));
     exit_code = kSame;
   });
 }
