@@ -9,6 +9,10 @@ namespace lockstep {
 
 int MaxThreads();
 
+// For the loops that this thread starts from here on, oneDNN's among them. Without OpenMP there is one thread.
+// REQUIRES: threads > 0.
+void SetMaxThreads(int threads);
+
 // Calls body(i) for i in [0, count), spread over the threads in contiguous blocks. The first exception is rethrown in
 // the caller.
 template <typename Body>
