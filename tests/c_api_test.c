@@ -262,10 +262,11 @@ static void CountTensors(void* user, const lockstep_tensor* tensor) {
   }
   count->bad += strcmp(name, tensor->name) != 0 || strcmp(tensor->dtype, "F32") != 0 || tensor->data == NULL;
   count->bad += tensor->rank < 2 || tensor->rank > LOCKSTEP_MAX_RANK;
-  for (axis = tensor->rank - 1; axis >= 0; --axis) {
+  for (axis = tensor->rank - 1; axis > 0; --axis) {
     count->bad += tensor->strides[axis] != stride;
     stride *= tensor->shape[axis];
   }
+  count->bad += tensor->strides[0] < stride; /* rows may lie apart */
   for (axis = 0; axis < tensor->shape[0]; ++axis) count->bad += tensor->rows[axis] < 0 || tensor->rows[axis] >= kTokens;
   if (strcmp(tensor->point, "attn_q_rope") == 0) {
     count->bad += tensor->rank != 3 || tensor->shape[1] != kHeads || tensor->shape[2] != kHeadDim;

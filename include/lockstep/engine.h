@@ -43,7 +43,7 @@ struct TapTensor {
   int layer;  // -1 outside the layers
   DType dtype;
   std::vector<int64_t> shape;    // axes as in the point table
-  std::vector<int64_t> strides;  // in elements
+  std::vector<int64_t> strides;  // in elements; a row is dense, rows may lie apart: a part of a fused product
   void* data;
   std::span<const int32_t> rows;  // [shape[0]] indices into the batch's tokens
 };
@@ -69,13 +69,15 @@ class Model {
  public:
   // Throws Error when the checkpoint is not right (checkpoint.h).
   static Model Load(const std::string& model_dir, const ModelOptions& options = {});
+  // Random weights in the shape of `config`, the same for the same seed, without a checkpoint: to measure speed.
+  static Model Random(const Config& config, const ModelOptions& options = {}, uint64_t seed = 0);
   Model(Model&&) noexcept;
   Model& operator=(Model&&) noexcept;
   ~Model();
 
   const Config& config() const;
   DType dtype() const;
-  const Checkpoint& checkpoint() const;
+  const Checkpoint* checkpoint() const;  // nullptr for random weights
 
   // Fingerprints (docs/trace-format.md) of all logical weights, from the memory that the matrix products read; reads
   // all of it.
@@ -120,7 +122,8 @@ class Session {
 
   // Throws Error for bad input (ids out of range, cache full, sequences not consecutive) and leaves the cache as it
   // was.
-  Logits Forward(const Batch& batch, Tap* tap = nullptr);
+  // The result is valid until the next call.
+  const Logits& Forward(const Batch& batch, Tap* tap = nullptr);
 
   // Tokens in the cache of a sequence.
   int64_t Length(int sequence) const;

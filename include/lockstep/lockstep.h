@@ -62,7 +62,7 @@ typedef struct {
   const char* dtype; /* "F32", "BF16", "F16" */
   int32_t rank;      /* number of axes, as in docs/points.md; the first is the token axis */
   int64_t shape[LOCKSTEP_MAX_RANK];
-  int64_t strides[LOCKSTEP_MAX_RANK]; /* in elements */
+  int64_t strides[LOCKSTEP_MAX_RANK]; /* in elements; a row is dense, but rows may lie apart: use strides[0] */
   void* data;
   const int32_t* rows; /* [shape[0]] which tokens of the call these rows are */
 } lockstep_tensor;

@@ -13,22 +13,49 @@ int MaxThreads();
 // REQUIRES: threads > 0.
 void SetMaxThreads(int threads);
 
-// Calls body(i) for i in [0, count), spread over the threads in contiguous blocks. The first exception is rethrown in
-// the caller.
-template <typename Body>
-void ParallelFor(int64_t count, Body&& body) {
-  std::exception_ptr error;
-  std::mutex mutex;
-#pragma omp parallel for schedule(static) if (count > 1)
-  for (int64_t i = 0; i < count; ++i) {
+// The first exception of a loop's bodies, to be rethrown in the caller: none may leave a thread of OpenMP.
+class FirstException {
+ public:
+  template <typename Body>
+  void Guard(Body&& body) {
     try {
-      body(i);
+      body();
     } catch (...) {
-      const std::lock_guard lock(mutex);
-      if (!error) error = std::current_exception();
+      const std::lock_guard lock(mutex_);
+      if (!error_) error_ = std::current_exception();
     }
   }
-  if (error) std::rethrow_exception(error);
+  void Rethrow() const {
+    if (error_) std::rethrow_exception(error_);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::exception_ptr error_;
+};
+
+// Calls body(i) for i in [0, count), spread over the threads in contiguous blocks; without them where `parallel` is
+// false, which saves waking them for little work.
+template <typename Body>
+void ParallelForIf(bool parallel, int64_t count, Body&& body) {
+  FirstException error;
+#pragma omp parallel for schedule(static) if (parallel && count > 1)
+  for (int64_t i = 0; i < count; ++i) error.Guard([&] { body(i); });
+  error.Rethrow();
+}
+
+template <typename Body>
+void ParallelFor(int64_t count, Body&& body) {
+  ParallelForIf(true, count, body);
+}
+
+// The same for bodies of unequal length: a thread takes the next as it finishes one.
+template <typename Body>
+void ParallelForDynamic(int64_t count, Body&& body) {
+  FirstException error;
+#pragma omp parallel for schedule(dynamic) if (count > 1)
+  for (int64_t i = 0; i < count; ++i) error.Guard([&] { body(i); });
+  error.Rethrow();
 }
 
 }  // namespace lockstep

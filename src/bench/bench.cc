@@ -76,8 +76,7 @@ void CheckMemory(const BenchOptions& options, const Config& config) {
 
 Model LoadModel(const BenchOptions& options, const Config& config) {
   if (!options.model.empty()) return Model::Load(options.model, {.dtype = options.dtype});
-  (void)config;
-  throw Error("random weights are not there yet; give a checkpoint");
+  return Model::Random(config, {.dtype = options.dtype});
 }
 
 // Speeds and costs with nothing measured yet.

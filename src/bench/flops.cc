@@ -11,16 +11,12 @@ int64_t LayerMatrixElements(const Config& c) {
 
 int64_t HeadElements(const Config& c) { return c.vocab_size * c.hidden_size; }
 
-// Everything but the embedding and the head.
-int64_t BodyElements(const Config& c) {
-  const int64_t layer_norms = 2 * c.hidden_size + 2 * c.head_dim;
-  return c.num_hidden_layers * (LayerMatrixElements(c) + layer_norms) + c.hidden_size;
-}
-
 }  // namespace
 
-int64_t WeightElements(const Config& config) {
-  return BodyElements(config) + (config.tie_word_embeddings ? 1 : 2) * HeadElements(config);
+int64_t PackedElements(const Config& config) {
+  const int64_t layer_norms = 2 * config.hidden_size + 2 * config.head_dim;
+  const int64_t layers = config.num_hidden_layers * (LayerMatrixElements(config) + layer_norms);
+  return layers + config.hidden_size + HeadElements(config);
 }
 
 double PrefillFlops(const Config& config, int64_t tokens, int64_t logits_rows) {
@@ -33,7 +29,7 @@ double PrefillFlops(const Config& config, int64_t tokens, int64_t logits_rows) {
 }
 
 double DecodeBytes(const Config& config, DType dtype, int64_t context) {
-  const int64_t weights = BodyElements(config) + HeadElements(config) + config.hidden_size;
+  const int64_t weights = PackedElements(config) + config.hidden_size;
   return static_cast<double>(weights) * static_cast<double>(DTypeSize(dtype)) +
          static_cast<double>(CacheBytes(config, dtype, context));
 }

@@ -8,8 +8,9 @@
 
 namespace lockstep {
 
-// Elements of all matrices and norms, with the embedding and the head counted once when they are tied.
-int64_t WeightElements(const Config& config);
+// Elements of all matrices and norms but the embedding, which stays in the checkpoint's mapped file: for a tied model,
+// where the head is the embedding, its number of parameters.
+int64_t PackedElements(const Config& config);
 
 // FLOPs of a prompt of `tokens` tokens whose head is computed for `logits_rows` of them: 2 · in · out a token and
 // matrix, and 4 · head_dim · heads for each of the keys that causal attention looks at. Norms, RoPE and SwiGLU are not

@@ -43,7 +43,7 @@ int64_t EngineMemory(const Config& config, DType dtype, int64_t capacity, int64_
   const auto size = static_cast<int64_t>(DTypeSize(dtype));
   const int64_t activations = capacity * (3 * config.hidden_size + 2 * config.intermediate_size) * size;
   const int64_t logits = logits_rows * config.vocab_size * (size + static_cast<int64_t>(sizeof(float)));
-  return WeightElements(config) * size + CacheBytes(config, dtype, capacity) + std::max(activations, logits);
+  return PackedElements(config) * size + CacheBytes(config, dtype, capacity) + std::max(activations, logits);
 }
 
 void RequireMemory(const std::string& what, int64_t needed, int64_t available) {

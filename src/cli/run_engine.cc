@@ -185,7 +185,7 @@ void RunEngine(EngineRun run) {
   const auto start = std::chrono::steady_clock::now();
   const std::optional<DType> dtype = ParseDType(run.options.dtype);
   const Model model = Model::Load(run.options.model, {.dtype = *dtype, .num_layers = run.options.num_layers});
-  for (const std::string& unused : model.checkpoint().unused()) {
+  for (const std::string& unused : model.checkpoint()->unused()) {
     std::fprintf(stderr, "c++: unused weight: %s\n", unused.c_str());
   }
   PlaceEmbeddings(run, model.config().hidden_size);

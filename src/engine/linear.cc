@@ -1,22 +1,13 @@
-// Two ways to one product:
-//  - packed: oneDNN multiplies in the storage dtype (f32 everywhere, bf16 where AVX-512-BF16 or AMX is there). The
-//    weight lies in the layout that oneDNN likes best for many rows; the same layout serves one row just as fast, so
-//    that one copy is enough.
-//  - widened: oneDNN 2.6 has no bf16 below AVX-512, a slow one without AVX-512-BF16, and no f16 at all. There the
-//    weight stays 16-bit as in the checkpoint and blocks of its rows are widened to f32, which is exact; then the f32
-//    product does the work.
 #include "engine/linear.h"
 
 #include <algorithm>
 #include <cstring>
-#include <mutex>
 #include <oneapi/dnnl/dnnl.hpp>
-#include <optional>
-#include <vector>
 
-#include "base/convert.h"
-#include "base/fingerprint.h"
 #include "base/parallel.h"
+#include "engine/isa.h"
+#include "engine/simd/row_kernels.h"
+#include "lockstep/engine.h"
 
 namespace lockstep {
 namespace {
@@ -25,23 +16,24 @@ using dnnl::memory;
 using Tag = memory::format_tag;
 
 constexpr int64_t kPackingRows = 512;  // the number of rows that the packed layout is chosen for
-constexpr int64_t kWidenedRows = 256;  // rows of W widened at a time: 256 · 4096 · 4 bytes = 4 MiB
+constexpr int64_t kGroupPanels = 4;    // panels that a thread multiplies at a time
+constexpr size_t kMaxProducts = 16;    // shapes that a workspace remembers
 
 dnnl::engine& CpuEngine() {
   static dnnl::engine engine(dnnl::engine::kind::cpu, 0);
   return engine;
 }
 
-bool HasNativeBf16() {
-  constexpr auto kBf16 = static_cast<unsigned>(dnnl::cpu_isa::avx512_core_bf16);
-  return (static_cast<unsigned>(dnnl::get_effective_cpu_isa()) & kBf16) == kBf16;
+bool UsesOneDnn(DType storage) {
+  return (storage == DType::kF32 && CpuIsa() >= Isa::kAvx512) ||
+         (storage == DType::kBF16 && CpuIsa() == Isa::kAvx512Bf16);
 }
-
-bool IsPacked(DType storage) { return storage == DType::kF32 || (storage == DType::kBF16 && HasNativeBf16()); }
 
 memory::data_type DnnlType(DType dtype) {
   return dtype == DType::kBF16 ? memory::data_type::bf16 : memory::data_type::f32;
 }
+
+memory::desc RowsDesc(int64_t rows, int64_t width, DType dtype) { return {{rows, width}, DnnlType(dtype), Tag::ab}; }
 
 dnnl::matmul::primitive_desc MatmulDesc(const memory::desc& x, const memory::desc& w, const memory::desc& y) {
   // By default a primitive owns its scratchpad, which two threads that execute it at the same time would share.
@@ -54,21 +46,6 @@ dnnl::matmul::primitive_desc MatmulDesc(const memory::desc& x, const memory::des
 #endif
 }
 
-struct Product {
-  explicit Product(const dnnl::matmul::primitive_desc& desc) : matmul(desc), scratchpad(desc.scratchpad_desc()) {}
-
-  void Execute(const memory& x, const memory& w, const memory& y) const {
-    dnnl::stream stream(CpuEngine());
-    const memory scratch(scratchpad, CpuEngine());
-    matmul.execute(stream,
-                   {{DNNL_ARG_SRC, x}, {DNNL_ARG_WEIGHTS, w}, {DNNL_ARG_DST, y}, {DNNL_ARG_SCRATCHPAD, scratch}});
-    stream.wait();
-  }
-
-  dnnl::matmul matmul;
-  memory::desc scratchpad;
-};
-
 void Reorder(memory from, memory to) {
   dnnl::stream stream(CpuEngine());
   dnnl::reorder(from, to).execute(stream, from, to);
@@ -77,95 +54,152 @@ void Reorder(memory from, memory to) {
 
 memory MemoryOf(const memory::desc& desc, const void* data) { return {desc, CpuEngine(), const_cast<void*>(data)}; }
 
-void Convert(DType from, const std::byte* data, int64_t count, DType to, std::byte* out) {
-  const auto from_size = static_cast<int64_t>(DTypeSize(from));
-  const auto to_size = static_cast<int64_t>(DTypeSize(to));
-  constexpr int64_t kBlock = 4096;
-  ParallelFor((count + kBlock - 1) / kBlock, [&](int64_t block) {
-    const int64_t begin = block * kBlock;
-    const auto size = static_cast<size_t>(std::min(kBlock, count - begin));
-    if (from == to) {
-      std::memcpy(out + begin * to_size, data + begin * from_size, size * DTypeSize(to));
-      return;
-    }
-    float values[kBlock];
-    WidenToFloat(from, data + begin * from_size, size, values);
-    NarrowFromFloat(to, values, size, out + begin * to_size);
-  });
-}
+// One shape's kernel with the memory objects that an execution needs, so that a call allocates nothing.
+class Product {
+ public:
+  Product(int64_t rows, const memory& weight, int64_t in, int64_t out, DType storage)
+      : rows_(rows),
+        weight_desc_(weight.get_desc()),
+        x_(RowsDesc(rows, in, storage), CpuEngine(), nullptr),
+        y_(RowsDesc(rows, out, storage), CpuEngine(), nullptr) {
+    const auto desc = MatmulDesc(x_.get_desc(), weight_desc_, y_.get_desc());
+    matmul_ = dnnl::matmul(desc);
+    scratch_ = memory(desc.scratchpad_desc(), CpuEngine());
+  }
+
+  bool Fits(int64_t rows, const memory::desc& weight) const { return rows == rows_ && weight == weight_desc_; }
+
+  void Execute(const dnnl::stream& stream, const void* x, const memory& weight, void* y) {
+    x_.set_data_handle(const_cast<void*>(x));
+    y_.set_data_handle(y);
+    const dnnl_exec_arg_t arguments[] = {{DNNL_ARG_SRC, x_.get()},
+                                         {DNNL_ARG_WEIGHTS, weight.get()},
+                                         {DNNL_ARG_DST, y_.get()},
+                                         {DNNL_ARG_SCRATCHPAD, scratch_.get()}};
+    dnnl::error::wrap_c_api(dnnl_primitive_execute(matmul_.get(), stream.get(), std::size(arguments), arguments),
+                            "a matrix product failed");
+  }
+
+ private:
+  int64_t rows_;
+  memory::desc weight_desc_;
+  memory x_, y_, scratch_;
+  dnnl::matmul matmul_;
+};
 
 }  // namespace
 
+struct LinearWorkspace::Impl {
+  dnnl::stream stream{CpuEngine()};
+  std::vector<Product> products;  // the one used last stands last
+  std::vector<std::byte> operands;
+
+  Product& ProductFor(int64_t rows, const memory& weight, int64_t in, int64_t out, DType storage) {
+    const auto found = std::find_if(products.begin(), products.end(),
+                                    [&, desc = weight.get_desc()](const Product& p) { return p.Fits(rows, desc); });
+    if (found != products.end()) {
+      std::rotate(found, found + 1, products.end());
+    } else {
+      if (products.size() == kMaxProducts) products.erase(products.begin());
+      products.emplace_back(rows, weight, in, out, storage);
+    }
+    return products.back();
+  }
+};
+
+LinearWorkspace::LinearWorkspace() : impl_(std::make_unique<Impl>()) {}
+LinearWorkspace::LinearWorkspace(LinearWorkspace&&) noexcept = default;
+LinearWorkspace& LinearWorkspace::operator=(LinearWorkspace&&) noexcept = default;
+LinearWorkspace::~LinearWorkspace() = default;
+
 struct Linear::Impl {
-  int64_t out = 0;
-  int64_t in = 0;
-  DType storage = DType::kF32;
-  bool packed = false;
-  memory weight;                 // packed
-  std::vector<std::byte> plain;  // [out, in] of 16-bit elements, not packed
-  std::mutex mutex;              // guards the two below
-  int64_t last_rows = -1;
-  std::optional<Product> last;  // for the number of rows asked for last
+  Impl(int64_t rows, int64_t columns, DType dtype)
+      : out(rows), in(columns), storage(dtype), kernels(RowKernelsFor(dtype)) {}
 
-  memory::dims Dims() const { return {in, out}; }
-  // The checkpoint's [out, in], seen as the [in, out] that a product x · B wants.
-  memory::desc PlainDesc(DType dtype) const { return {Dims(), DnnlType(dtype), Tag::ba}; }
-  memory::desc XDesc(int64_t rows) const { return {{rows, in}, DnnlType(storage), Tag::ab}; }
-  memory::desc YDesc(int64_t rows) const { return {{rows, out}, DnnlType(storage), Tag::ab}; }
+  int64_t out, in;
+  DType storage;
+  const RowKernels& kernels;
+  memory weight;                  // oneDNN's; empty where the panels are used
+  std::vector<std::byte> panels;  // [ceil(out / 16)] panels of depth `Depth()`
 
-  void Pack(std::byte* converted) {
-    const memory::desc any(Dims(), DnnlType(storage), Tag::any);
-    const auto desc = MatmulDesc(XDesc(kPackingRows), any, YDesc(kPackingRows));
+  bool IsPanels() const { return !weight; }
+  int64_t Element() const { return static_cast<int64_t>(DTypeSize(storage)); }
+  int64_t Depth() const { return (in + kernels.pair - 1) / kernels.pair * kernels.pair; }
+  int64_t NumPanels() const { return (out + kPanelWidth - 1) / kPanelWidth; }
+  int64_t PanelStride() const { return Depth() * kPanelWidth; }
+
+  // [out, in], seen as the [in, out] that a product x · B wants.
+  memory::desc PlainDesc() const { return {{in, out}, DnnlType(storage), Tag::ba}; }
+
+  void PackForOneDnn(const std::byte* plain) {
+    const memory::desc any({in, out}, DnnlType(storage), Tag::any);
+    const auto desc = MatmulDesc(RowsDesc(kPackingRows, in, storage), any, RowsDesc(kPackingRows, out, storage));
     weight = memory(desc.weights_desc(), CpuEngine());
-    Reorder(MemoryOf(PlainDesc(storage), converted), weight);
+    Reorder(MemoryOf(PlainDesc(), plain), weight);
   }
 
-  Product ProductOf(int64_t rows) {
-    const std::lock_guard lock(mutex);
-    if (last_rows != rows) {
-      last.emplace(MatmulDesc(XDesc(rows), weight.get_desc(), YDesc(rows)));
-      last_rows = rows;
+  // Calls copy(element in the panels, element in [out, in]), byte offsets both, for all elements of panel p.
+  template <typename Copy>
+  void ForPanel(int64_t p, Copy&& copy) const {
+    const int64_t pair = kernels.pair;
+    for (int64_t row = p * kPanelWidth; row < std::min(out, (p + 1) * kPanelWidth); ++row) {
+      for (int64_t k = 0; k < in; ++k) {
+        const int64_t in_panel = (k - k % pair) * kPanelWidth + row % kPanelWidth * pair + k % pair;
+        copy((p * PanelStride() + in_panel) * Element(), (row * in + k) * Element());
+      }
     }
-    return *last;
   }
 
-  void ApplyPacked(const void* x, int64_t rows, void* y) {
-    ProductOf(rows).Execute(MemoryOf(XDesc(rows), x), weight, MemoryOf(YDesc(rows), y));
-  }
-
-  void ApplyWidened(const std::byte* x, int64_t rows, std::byte* y) const {
-    const memory::data_type f32 = memory::data_type::f32;
-    const auto element = static_cast<int64_t>(DTypeSize(storage));
-    std::vector<float> wide_x(static_cast<size_t>(rows * in));
-    std::vector<float> wide_w(static_cast<size_t>(std::min(kWidenedRows, out) * in));
-    std::vector<float> wide_y(static_cast<size_t>(rows * std::min(kWidenedRows, out)));
-    ParallelFor(rows, [&](int64_t r) {
-      WidenToFloat(storage, x + r * in * element, static_cast<size_t>(in), &wide_x[static_cast<size_t>(r * in)]);
+  void PackIntoPanels(const std::byte* plain) {
+    panels.resize(static_cast<size_t>(NumPanels() * PanelStride() * Element()));
+    ParallelFor(NumPanels(), [&](int64_t p) {
+      ForPanel(p, [&](int64_t panel, int64_t at) {
+        std::memcpy(&panels[static_cast<size_t>(panel)], plain + at, DTypeSize(storage));
+      });
     });
-    for (int64_t begin = 0; begin < out; begin += kWidenedRows) {
-      const int64_t n = std::min(kWidenedRows, out - begin);
-      ParallelFor(n, [&](int64_t i) {
-        WidenToFloat(storage, plain.data() + (begin + i) * in * element, static_cast<size_t>(in),
-                     &wide_w[static_cast<size_t>(i * in)]);
-      });
-      const memory::desc xd({rows, in}, f32, Tag::ab);
-      const memory::desc wd({in, n}, f32, Tag::ba);
-      const memory::desc yd({rows, n}, f32, Tag::ab);
-      Product(MatmulDesc(xd, wd, yd))
-          .Execute(MemoryOf(xd, wide_x.data()), MemoryOf(wd, wide_w.data()), MemoryOf(yd, wide_y.data()));
-      ParallelFor(rows, [&](int64_t r) {
-        NarrowFromFloat(storage, &wide_y[static_cast<size_t>(r * n)], static_cast<size_t>(n),
-                        y + (r * out + begin) * element);
-      });
-    }
   }
 
-  // The logical weight [out, in] in the storage dtype, from the memory that the product reads.
   std::vector<std::byte> Unpacked() const {
-    if (!packed) return plain;
-    std::vector<std::byte> bytes(static_cast<size_t>(out * in) * DTypeSize(storage));
-    Reorder(weight, MemoryOf(PlainDesc(storage), bytes.data()));
-    return bytes;
+    std::vector<std::byte> plain(static_cast<size_t>(out * in * Element()));
+    if (!IsPanels()) {
+      Reorder(weight, MemoryOf(PlainDesc(), plain.data()));
+      return plain;
+    }
+    ParallelFor(NumPanels(), [&](int64_t p) {
+      ForPanel(p, [&](int64_t panel, int64_t at) {
+        std::memcpy(&plain[static_cast<size_t>(at)], &panels[static_cast<size_t>(panel)], DTypeSize(storage));
+      });
+    });
+    return plain;
+  }
+
+  // x as operands: itself where it is f32.
+  const std::byte* OperandsOf(const std::byte* x, int64_t rows, std::vector<std::byte>& memory) const {
+    if (storage == DType::kF32) return x;
+    const int64_t row_bytes = Depth() * kernels.operand_size;
+    memory.assign(static_cast<size_t>(rows * row_bytes), std::byte{0});
+    ParallelFor(rows, [&](int64_t r) {
+      kernels.operand(x + r * in * Element(), in, memory.data() + static_cast<size_t>(r * row_bytes));
+    });
+    return memory.data();
+  }
+
+  void ApplyPanels(const std::byte* x, int64_t rows, std::byte* y, std::vector<std::byte>& memory) const {
+    const std::byte* operands = OperandsOf(x, rows, memory);
+    ParallelFor((NumPanels() + kGroupPanels - 1) / kGroupPanels, [&](int64_t group) {
+      const int64_t first = group * kGroupPanels;
+      const int64_t count = std::min(kGroupPanels, NumPanels() - first);
+      const int64_t width = count * kPanelWidth;
+      static thread_local std::vector<float> sums;
+      sums.resize(static_cast<size_t>(rows * width));
+      kernels.product(operands, Depth(), rows, &panels[static_cast<size_t>(first * PanelStride() * Element())],
+                      PanelStride(), count, Depth(), sums.data(), width);
+      const int64_t column = first * kPanelWidth;
+      for (int64_t r = 0; r < rows; ++r) {
+        kernels.narrow(&sums[static_cast<size_t>(r * width)], std::min(width, out - column),
+                       y + (r * out + column) * Element());
+      }
+    });
   }
 };
 
@@ -174,42 +208,40 @@ Linear::Linear(Linear&&) noexcept = default;
 Linear& Linear::operator=(Linear&&) noexcept = default;
 Linear::~Linear() = default;
 
-Linear::Linear(const Weight& weight, DType storage) : impl_(std::make_unique<Impl>()) {
-  impl_->out = weight.shape[0];
-  impl_->in = weight.shape[1];
-  impl_->storage = storage;
-  impl_->packed = IsPacked(storage);
-  std::vector<std::byte> converted(static_cast<size_t>(impl_->out * impl_->in) * DTypeSize(storage));
-  Convert(weight.dtype, weight.data, impl_->out * impl_->in, storage, converted.data());
-  if (impl_->packed) {
-    impl_->Pack(converted.data());
+Linear::Linear(const std::byte* weight, int64_t out, int64_t in, DType storage)
+    : impl_(std::make_unique<Impl>(out, in, storage)) {
+  if (UsesOneDnn(storage)) {
+    impl_->PackForOneDnn(weight);
   } else {
-    impl_->plain = std::move(converted);
+    impl_->PackIntoPanels(weight);
   }
 }
 
-void Linear::Apply(const void* x, int64_t rows, void* y) const {
+void Linear::Apply(const void* x, int64_t rows, void* y, LinearWorkspace& workspace) const {
   if (rows == 0) return;
-  if (impl_->packed) {
-    impl_->ApplyPacked(x, rows, y);
+  LinearWorkspace::Impl& own = workspace.impl();
+  if (impl_->IsPanels()) {
+    impl_->ApplyPanels(static_cast<const std::byte*>(x), rows, static_cast<std::byte*>(y), own.operands);
   } else {
-    impl_->ApplyWidened(static_cast<const std::byte*>(x), rows, static_cast<std::byte*>(y));
+    own.ProductFor(rows, impl_->weight, in(), out(), impl_->storage).Execute(own.stream, x, impl_->weight, y);
   }
 }
 
 int64_t Linear::out() const { return impl_->out; }
 int64_t Linear::in() const { return impl_->in; }
-
-std::string Linear::Fingerprint() const {
-  const std::vector<std::byte> bytes = impl_->Unpacked();
-  return FingerprintOfMatrix(impl_->storage, bytes.data(), impl_->out, impl_->in);
-}
+std::vector<std::byte> Linear::Unpacked() const { return impl_->Unpacked(); }
 
 std::string MatmulDescription() {
   const dnnl_version_t* version = dnnl_version();
-  return "oneDNN " + std::to_string(version->major) + "." + std::to_string(version->minor) + "." +
-         std::to_string(version->patch) + (HasNativeBf16() ? ", native bf16" : ", bf16 widened to f32") +
-         ", f16 widened to f32";
+  const std::string one_dnn = "oneDNN " + std::to_string(version->major) + "." + std::to_string(version->minor) + "." +
+                              std::to_string(version->patch);
+  switch (CpuIsa()) {
+    case Isa::kAvx512Bf16: return one_dnn + " for f32 and bf16 (AVX-512, native bf16), own AVX-512 kernels for f16";
+    case Isa::kAvx512: return one_dnn + " for f32 (AVX-512), own AVX-512 kernels for bf16 and f16";
+    case Isa::kAvx2: return "own AVX2 kernels for f32, bf16 and f16";
+    case Isa::kBaseline: break;
+  }
+  return "own kernels without AVX2 for f32, bf16 and f16";
 }
 
 }  // namespace lockstep

@@ -1,17 +1,17 @@
-// Linear against a naive product in double, on the packed and on the widened path: which dtype takes which depends on
-// the machine, so that the whole program also runs under ONEDNN_MAX_CPU_ISA.
+// Linear against a naive product in double, through oneDNN and through panels: which dtype takes which depends on the
+// machine, so that the whole program also runs under ONEDNN_MAX_CPU_ISA.
 #include "engine/linear.h"
 
 #include <gtest/gtest.h>
+#include <omp.h>
 
 #include <cmath>
-#include <map>
 #include <memory>
 #include <random>
 #include <thread>
 
 #include "base/convert.h"
-#include "base/fingerprint.h"
+#include "lockstep/engine.h"
 
 namespace lockstep {
 namespace {
@@ -48,27 +48,16 @@ std::vector<float> Random(int64_t count, float scale = 1, uint32_t seed = 1) {
   return values;
 }
 
-// A weight of the checkpoint, at an odd address as in a mapped file.
-class CheckpointWeight {
- public:
-  CheckpointWeight(DType dtype, int64_t out, int64_t in, const std::vector<float>& values) : memory_(1) {
-    const Bytes bytes = Stored(dtype, values);
-    memory_.insert(memory_.end(), bytes.begin(), bytes.end());
-    weight_ = {"weight", dtype, {out, in}, memory_.data() + 1, bytes.size()};
-  }
-  const Weight& get() const { return weight_; }
-  std::vector<float> Values() const { return Loaded(weight_.dtype, {memory_.begin() + 1, memory_.end()}); }
-
- private:
-  Bytes memory_;
-  Weight weight_;
-};
-
 Bytes Apply(const Linear& linear, DType storage, const std::vector<float>& x, int64_t rows) {
+  static thread_local LinearWorkspace workspace;
   const Bytes from = Stored(storage, x);
   Bytes to(static_cast<size_t>(rows * linear.out()) * DTypeSize(storage), std::byte{0x7F});
-  linear.Apply(from.data(), rows, to.data());
+  linear.Apply(from.data(), rows, to.data(), workspace);
   return to;
+}
+
+Linear Packed(DType storage, int64_t out, int64_t in, const std::vector<float>& values) {
+  return {Stored(storage, values).data(), out, in, storage};
 }
 
 // Where an output may lie: the sum is in f32, whose error is measured by the sum of the magnitudes, and is rounded
@@ -105,44 +94,59 @@ INSTANTIATE_TEST_SUITE_P(, LinearTest, testing::ValuesIn(kStorages),
 TEST_P(LinearTest, IsTheNaiveProduct) {
   constexpr int64_t kDistinct = 17;  // rows of x; 300 rows repeat them
   constexpr int64_t kSizes[] = {1, 3, 64, 255, 256, 257, 1000};
-  size_t shape = 0;  // each takes the next dtype of the checkpoint; small ones take all
   for (const int64_t n : kSizes) {
     for (const int64_t k : kSizes) {
-      ++shape;
-      for (size_t d = 0; d < 3; ++d) {
-        if (n * k > 64 * 255 && d != shape % 3) continue;
-        const CheckpointWeight weight(kStorages[d], n, k, Random(n * k));
-        const Linear linear(weight.get(), storage_);
-        ASSERT_EQ(linear.out(), n);
-        ASSERT_EQ(linear.in(), k);
-        const std::vector<float> distinct = Rounded(storage_, Random(kDistinct * k, 2, 5));
-        const std::vector<Interval> expected =
-            NaiveProduct(storage_, distinct, Rounded(storage_, weight.Values()), kDistinct, n, k);
-        for (const int64_t rows : {1, 2, 17, 300}) {
-          std::vector<float> x(static_cast<size_t>(rows * k));
-          for (size_t i = 0; i < x.size(); ++i) x[i] = distinct[i % distinct.size()];
-          const std::vector<float> y = Loaded(storage_, Apply(linear, storage_, x, rows));
-          for (size_t i = 0; i < y.size(); ++i) {
-            const auto [low, high] = expected[i % expected.size()];
-            if (low <= y[i] && y[i] <= high) continue;
-            FAIL() << DTypeName(kStorages[d]) << " [" << n << ", " << k << "], " << rows << " rows, element " << i
-                   << ": " << y[i] << " is not in [" << low << ", " << high << "]";
-          }
+      const std::vector<float> w = Rounded(storage_, Random(n * k));
+      const Linear linear = Packed(storage_, n, k, w);
+      ASSERT_EQ(linear.out(), n);
+      ASSERT_EQ(linear.in(), k);
+      const std::vector<float> distinct = Rounded(storage_, Random(kDistinct * k, 2, 5));
+      const std::vector<Interval> expected = NaiveProduct(storage_, distinct, w, kDistinct, n, k);
+      for (const int64_t rows : {1, 2, 5, 17, 300}) {
+        std::vector<float> x(static_cast<size_t>(rows * k));
+        for (size_t i = 0; i < x.size(); ++i) x[i] = distinct[i % distinct.size()];
+        const std::vector<float> y = Loaded(storage_, Apply(linear, storage_, x, rows));
+        for (size_t i = 0; i < y.size(); ++i) {
+          const auto [low, high] = expected[i % expected.size()];
+          if (low <= y[i] && y[i] <= high) continue;
+          FAIL() << "[" << n << ", " << k << "], " << rows << " rows, element " << i << ": " << y[i] << " is not in ["
+                 << low << ", " << high << "]";
         }
       }
     }
   }
 }
 
+// A row's bits depend on nothing but the row.
+TEST_P(LinearTest, NumbersOfRowsAndThreadsChangeNoBit) {
+  const int threads = omp_get_max_threads();
+  for (const auto& [n, k] : {std::pair<int64_t, int64_t>{1000, 1024}, {192, 3072}, {2048, 192}}) {
+    const Linear linear = Packed(storage_, n, k, Random(n * k));
+    const std::vector<float> x = Random(300 * k, 2, 5);
+    const Bytes expected = Apply(linear, storage_, x, 300);
+    for (const int count : {1, 2, 3, 4}) {
+      omp_set_num_threads(count);
+      for (const int64_t rows : {1, 2, 7, 64, 300}) {
+        const std::vector<float> first(x.begin(), x.begin() + rows * k);
+        LinearWorkspace workspace;  // oneDNN decides when it makes its kernel
+        const Bytes from = Stored(storage_, first);
+        Bytes y(static_cast<size_t>(rows * n) * DTypeSize(storage_));
+        linear.Apply(from.data(), rows, y.data(), workspace);
+        EXPECT_EQ(y, Bytes(expected.begin(), expected.begin() + static_cast<std::ptrdiff_t>(y.size())))
+            << "[" << n << ", " << k << "], " << rows << " rows, " << count << " threads";
+      }
+    }
+  }
+  omp_set_num_threads(threads);
+}
+
 TEST_P(LinearTest, NoRowsAreNoWork) {
-  const CheckpointWeight weight(DType::kF32, 3, 5, Random(15));
-  const Linear linear(weight.get(), storage_);
-  linear.Apply(nullptr, 0, nullptr);
+  LinearWorkspace workspace;
+  Packed(storage_, 3, 5, Random(15)).Apply(nullptr, 0, nullptr, workspace);
 }
 
 TEST_P(LinearTest, AgainIsTheSameWhateverWasBetween) {
-  const CheckpointWeight weight(DType::kF32, 257, 255, Random(257 * 255));
-  const Linear linear(weight.get(), storage_);
+  const Linear linear = Packed(storage_, 257, 255, Random(257 * 255));
   const std::vector<float> x = Random(17 * 255), other = Random(300 * 255);
   const Bytes first = Apply(linear, storage_, x, 17);
   Apply(linear, storage_, other, 300);
@@ -151,8 +155,7 @@ TEST_P(LinearTest, AgainIsTheSameWhateverWasBetween) {
 }
 
 TEST_P(LinearTest, NaNAndInfinityDoNotCrash) {
-  const CheckpointWeight weight(DType::kF32, 64, 33, Random(64 * 33));
-  const Linear linear(weight.get(), storage_);
+  const Linear linear = Packed(storage_, 64, 33, Random(64 * 33));
   std::vector<float> x = Random(2 * 33);
   const std::vector<float> clean = Loaded(storage_, Apply(linear, storage_, x, 2));
   for (const float bad : {NAN, INFINITY, -INFINITY}) {
@@ -165,41 +168,14 @@ TEST_P(LinearTest, NaNAndInfinityDoNotCrash) {
   }
 }
 
-// ---- Fingerprint ----
+// ---- The packed weight again ----
 
-TEST_P(LinearTest, FingerprintIsThatOfTheRoundedWeight) {
+TEST_P(LinearTest, UnpackedIsWhatWasPacked) {
   constexpr int64_t kShapes[][2] = {{1, 1}, {3, 64}, {64, 3}, {255, 257}, {256, 256}, {1000, 64}};
   for (const auto& [n, k] : kShapes) {
-    for (const DType checkpoint_dtype : kStorages) {
-      const CheckpointWeight weight(checkpoint_dtype, n, k, Random(n * k));
-      const Bytes rounded = Stored(storage_, weight.Values());
-      EXPECT_EQ(Linear(weight.get(), storage_).Fingerprint(), FingerprintOfMatrix(storage_, rounded.data(), n, k))
-          << DTypeName(checkpoint_dtype) << " [" << n << ", " << k << "]";
-    }
+    const std::vector<float> w = Random(n * k);
+    EXPECT_EQ(Packed(storage_, n, k, w).Unpacked(), Stored(storage_, w)) << "[" << n << ", " << k << "]";
   }
-}
-
-TEST_P(LinearTest, FingerprintChangesWithEachElement) {
-  constexpr int64_t kOut = 65, kIn = 33;
-  std::vector<float> values = Rounded(storage_, Random(kOut * kIn));
-  const auto fingerprint = [&] {
-    return Linear(CheckpointWeight(storage_, kOut, kIn, values).get(), storage_).Fingerprint();
-  };
-  std::map<std::string, size_t> seen = {{fingerprint(), values.size()}};
-  for (size_t i = 0; i < values.size(); i += 97) {
-    const float before = values[i];
-    values[i] = -before;
-    const auto [other, is_new] = seen.emplace(fingerprint(), i);
-    EXPECT_TRUE(is_new) << i << " gives the fingerprint of " << other->second;
-    values[i] = before;
-  }
-}
-
-TEST_P(LinearTest, FingerprintChangesWithTheSmallestStep) {
-  std::vector<float> values(65 * 33, 1.0F);
-  const std::string before = Linear(CheckpointWeight(storage_, 65, 33, values).get(), storage_).Fingerprint();
-  values[1000] = storage_ == DType::kF32 ? 1 + 0x1p-23F : storage_ == DType::kF16 ? 1 + 0x1p-10F : 1 + 0x1p-7F;
-  EXPECT_NE(Linear(CheckpointWeight(storage_, 65, 33, values).get(), storage_).Fingerprint(), before);
 }
 
 // ---- Threads ----
@@ -209,8 +185,7 @@ TEST_P(LinearTest, FingerprintChangesWithTheSmallestStep) {
 TEST_P(LinearTest, TwoThreadsAtOnceGiveWhatEachGivesAlone) {
   constexpr int64_t kShapes[][3] = {{255, 1000, 300}, {256, 64, 17}, {1000, 255, 1}};
   for (const auto& [n, k, rows] : kShapes) {
-    const CheckpointWeight weight(DType::kF32, n, k, Random(n * k));
-    const Linear linear(weight.get(), storage_);
+    const Linear linear = Packed(storage_, n, k, Random(n * k));
     for (const int64_t fewer : {0, 1}) {
       const int64_t row_counts[2] = {rows + 1, rows + 1 - fewer};
       std::vector<float> x[2];
@@ -232,21 +207,21 @@ TEST_P(LinearTest, TwoThreadsAtOnceGiveWhatEachGivesAlone) {
 }
 
 TEST_P(LinearTest, MovesFromThreadToThread) {
-  const CheckpointWeight weight(DType::kF32, 255, 257, Random(255 * 257));
+  const std::vector<float> w = Random(255 * 257);
   const std::vector<float> x = Random(300 * 257);
   std::unique_ptr<Linear> linear;
   Bytes there;
   std::thread([&] {
-    linear = std::make_unique<Linear>(weight.get(), storage_);
+    linear = std::make_unique<Linear>(Packed(storage_, 255, 257, w));
     there = Apply(*linear, storage_, x, 300);
   }).join();
   EXPECT_EQ(Apply(*linear, storage_, x, 300), there);
   std::thread([&] { linear.reset(); }).join();
 }
 
-TEST(MatmulDescription, NamesTheLibraryAndBf16) {
+TEST(MatmulDescription, NamesTheKernelsAndBf16) {
   const std::string text = MatmulDescription();
-  EXPECT_NE(text.find("oneDNN"), std::string::npos) << text;
+  EXPECT_NE(text.find("kernels"), std::string::npos) << text;
   EXPECT_NE(text.find("bf16"), std::string::npos) << text;
 }
 

@@ -1,10 +1,12 @@
 // The forward pass, with the capture beside each op. Shapes: T tokens of the batch, D hidden, H query heads, K
 // key/value heads, d head_dim, I intermediate, V vocabulary, R rows of logits.
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
-#include <set>
+#include <new>
 
 #include "base/convert.h"
+#include "engine/attention.h"
 #include "engine/kernels.h"
 #include "engine/kv_cache.h"
 #include "engine/weights.h"
@@ -16,17 +18,28 @@ using enum Point;
 
 namespace {
 
-// Dense rows in the storage dtype, reused from call to call.
+// Dense rows, at the start of a cache line, reused from call to call; not initialised.
 class Buffer {
  public:
   void* Resize(int64_t rows, int64_t width, DType dtype) {
-    bytes_.resize(static_cast<size_t>(rows * width) * DTypeSize(dtype));
-    return bytes_.data();
+    constexpr size_t kLine = 64;
+    const size_t bytes = (static_cast<size_t>(rows * width) * DTypeSize(dtype) + kLine - 1) / kLine * kLine;
+    if (bytes > capacity_) {
+      data_.reset();
+      data_.reset(std::aligned_alloc(kLine, bytes));
+      if (!data_) throw std::bad_alloc();
+      capacity_ = bytes;
+    }
+    return data_.get();
   }
-  void* data() { return bytes_.data(); }
+  void* data() { return data_.get(); }
 
  private:
-  std::vector<std::byte> bytes_;
+  struct Free {
+    void operator()(void* data) const { std::free(data); }
+  };
+  std::unique_ptr<void, Free> data_;
+  size_t capacity_ = 0;
 };
 
 }  // namespace
@@ -37,51 +50,72 @@ struct Session::Impl {
         config(from.config()),
         dtype(from.dtype()),
         cache(from.config(), from.dtype(), num_sequences, max_tokens),
-        rope(from.config(), from.dtype(), max_tokens) {}
+        rope(from.config(), from.dtype(), max_tokens),
+        seen(static_cast<size_t>(num_sequences)) {}
 
   const Model::Impl& model;
   const Config& config;
   DType dtype;
   KvCache cache;
   kernels::RopeTable rope;
-  // hidden is the residual stream; normed and projected are [T, D]; gate becomes the product.
-  Buffer hidden, normed, projected, q, k, v, context, gate, up, selected, logits;
+  LinearWorkspace workspace;
+  Buffer hidden;              // [T, D], the residual stream
+  Buffer normed, projected;   // [T, D]
+  Buffer qkv;                 // [T, (H + 2K) d]
+  Buffer context;             // [T, H, d]
+  Buffer gate_up;             // [T, 2I]
+  Buffer product;             // [T, I]
+  Buffer selected, logits;    // [R, D], [R, V]
   std::vector<float> scores;  // [T, H, keys], only where a tap wants them
+  Logits result;
 
   // Of the call that is running:
   Tap* tap = nullptr;
   std::vector<int32_t> positions;  // [T]
   std::vector<int32_t> all_rows;   // 0 … T-1
+  std::vector<int32_t> last_rows;  // of each sequence
+  std::vector<bool> seen;          // [sequences of the session]
+  std::vector<kernels::Run> runs;  // [sequences of the batch]
 
-  Logits Forward(const Batch& batch, Tap* observer);
-  void CheckBatch(const Batch& batch) const;
+  const Logits& Forward(const Batch& batch, Tap* observer);
+  void CheckBatch(const Batch& batch);
   void Place(const Batch& batch);
-  std::vector<int32_t> LastRows(const Batch& batch) const;
   void Embed(const Batch& batch);
   void Attention(const LayerWeights& w, int layer, const Batch& batch);
-  void AttentionOverCache(int layer, std::span<const kernels::KvView> kv);
+  void AttentionOverCache(int layer, const kernels::HeadView& q);
   void Mlp(const LayerWeights& w, int layer);
-  Logits Head(std::span<const int32_t> rows);
+  void Head(std::span<const int32_t> rows);
 
   int64_t T() const { return static_cast<int64_t>(positions.size()); }
+  kernels::AttentionShape Shape() const {
+    return {config.num_attention_heads, config.num_key_value_heads, config.head_dim};
+  }
 
   void RmsNorm(const void* x, const NormWeight& w, int64_t rows, void* y) const {
-    kernels::RmsNorm(dtype, x, w.values, config.rms_norm_eps, rows, y);
+    kernels::RmsNorm(dtype, x, w, config.rms_norm_eps, rows, y);
   }
+  void Apply(const Linear& linear, const void* x, int64_t rows, void* y) { linear.Apply(x, rows, y, workspace); }
 
-  void Observe(Point point, int layer, void* data, std::vector<int64_t> shape, DType type,
-               std::span<const int32_t> rows) {
-    if (tap == nullptr || !tap->Wants(point, layer)) return;
-    std::vector<int64_t> strides(shape.size(), 1);
-    for (size_t axis = shape.size() - 1; axis > 0; --axis) strides[axis - 1] = strides[axis] * shape[axis];
-    tap->OnTensor({point, layer, type, std::move(shape), std::move(strides), data, rows});
+  void Observe(Point point, int layer, void* data, std::span<const int64_t> shape, std::span<const int64_t> strides,
+               DType type, std::span<const int32_t> rows) {
+    tap->OnTensor({point, layer, type, {shape.begin(), shape.end()}, {strides.begin(), strides.end()}, data, rows});
   }
-  void Observe(Point point, int layer, void* data, std::vector<int64_t> shape) {
-    Observe(point, layer, data, std::move(shape), dtype, all_rows);
+  bool Wants(Point point, int layer) const { return tap != nullptr && tap->Wants(point, layer); }
+  // [T, width], rows `stride` elements apart; 0: dense.
+  void Observe(Point point, int layer, void* data, int64_t width, int64_t stride = 0) {
+    if (!Wants(point, layer)) return;
+    const int64_t shape[] = {T(), width}, strides[] = {stride == 0 ? width : stride, 1};
+    Observe(point, layer, data, shape, strides, dtype, all_rows);
+  }
+  // [T, heads, head_dim]
+  void Observe(Point point, int layer, const kernels::HeadView& x) {
+    if (!Wants(point, layer)) return;
+    const int64_t shape[] = {x.tokens, x.heads, x.width}, strides[] = {x.stride, x.width, 1};
+    Observe(point, layer, x.data, shape, strides, dtype, all_rows);
   }
 };
 
-void Session::Impl::CheckBatch(const Batch& batch) const {
+void Session::Impl::CheckBatch(const Batch& batch) {
   if (batch.tokens.empty()) throw Error("an empty batch: expected at least one token");
   if (batch.tokens.size() != batch.sequences.size()) {
     throw Error("a batch of " + std::to_string(batch.tokens.size()) + " tokens, but " +
@@ -100,15 +134,16 @@ void Session::Impl::CheckBatch(const Batch& batch) const {
                   std::to_string(cache.num_sequences() - 1) + ", found " + std::to_string(batch.sequences[t]));
     }
   }
-  std::set<int32_t> seen;
+  std::fill(seen.begin(), seen.end(), false);
   for (size_t begin = 0; begin < batch.sequences.size();) {
     const int32_t sequence = batch.sequences[begin];
     size_t end = begin;
     while (end < batch.sequences.size() && batch.sequences[end] == sequence) ++end;
-    if (!seen.insert(sequence).second) {
+    if (seen[static_cast<size_t>(sequence)]) {
       throw Error("sequence " + std::to_string(sequence) +
                   " stands twice in the batch; its tokens must be consecutive");
     }
+    seen[static_cast<size_t>(sequence)] = true;
     const int64_t length = cache.Length(sequence) + static_cast<int64_t>(end - begin);
     if (length > cache.capacity()) {
       throw Error("sequence " + std::to_string(sequence) + " would have " + std::to_string(length) +
@@ -122,21 +157,19 @@ void Session::Impl::CheckBatch(const Batch& batch) const {
 void Session::Impl::Place(const Batch& batch) {
   positions.resize(batch.tokens.size());
   all_rows.resize(batch.tokens.size());
+  last_rows.clear();
+  runs.clear();
   for (size_t t = 0; t < positions.size(); ++t) {
-    const bool first = t == 0 || batch.sequences[t] != batch.sequences[t - 1];
-    positions[t] = first ? static_cast<int32_t>(cache.Length(batch.sequences[t])) : positions[t - 1] + 1;
-    all_rows[t] = static_cast<int32_t>(t);
-  }
-}
-
-std::vector<int32_t> Session::Impl::LastRows(const Batch& batch) const {
-  std::vector<int32_t> rows;
-  for (size_t t = 0; t < batch.sequences.size(); ++t) {
-    if (t + 1 == batch.sequences.size() || batch.sequences[t + 1] != batch.sequences[t]) {
-      rows.push_back(static_cast<int32_t>(t));
+    const int32_t sequence = batch.sequences[t];
+    const auto row = static_cast<int32_t>(t);
+    if (t == 0 || sequence != batch.sequences[t - 1]) {
+      runs.push_back({row, 0, cache.Length(sequence), {}});
+      last_rows.push_back(row);
     }
+    positions[t] = static_cast<int32_t>(runs.back().position + runs.back().count++);
+    all_rows[t] = row;
+    last_rows.back() = row;
   }
-  return rows;
 }
 
 void Session::Impl::Embed(const Batch& batch) {
@@ -148,7 +181,7 @@ void Session::Impl::Embed(const Batch& batch) {
   }
 }
 
-Logits Session::Impl::Forward(const Batch& batch, Tap* observer) {
+const Logits& Session::Impl::Forward(const Batch& batch, Tap* observer) {
   CheckBatch(batch);
   Place(batch);
   tap = observer;
@@ -156,128 +189,135 @@ Logits Session::Impl::Forward(const Batch& batch, Tap* observer) {
 
   const int64_t D = config.hidden_size;
   Embed(batch);
-  Observe(kInputEmbeddings, -1, hidden.data(), {T(), D});
+  Observe(kInputEmbeddings, -1, hidden.data(), D);
   normed.Resize(T(), D, dtype);
   projected.Resize(T(), D, dtype);
 
   for (int layer = 0; layer < static_cast<int>(model.layers.size()); ++layer) {
     const LayerWeights& w = model.layers[static_cast<size_t>(layer)];
-    Observe(kInputHiddenStates, layer, hidden.data(), {T(), D});
+    Observe(kInputHiddenStates, layer, hidden.data(), D);
     RmsNorm(hidden.data(), w.input_norm, T(), normed.data());
-    Observe(kAttnNormOutput, layer, normed.data(), {T(), D});
+    Observe(kAttnNormOutput, layer, normed.data(), D);
     Attention(w, layer, batch);
     kernels::Add(dtype, hidden.data(), projected.data(), T() * D, hidden.data());
-    Observe(kAttnResidualOutput, layer, hidden.data(), {T(), D});
+    Observe(kAttnResidualOutput, layer, hidden.data(), D);
 
     RmsNorm(hidden.data(), w.post_attention_norm, T(), normed.data());
-    Observe(kMlpNormOutput, layer, normed.data(), {T(), D});
+    Observe(kMlpNormOutput, layer, normed.data(), D);
     Mlp(w, layer);
     kernels::Add(dtype, hidden.data(), projected.data(), T() * D, hidden.data());
-    Observe(kLayerOutput, layer, hidden.data(), {T(), D});
+    Observe(kLayerOutput, layer, hidden.data(), D);
   }
 
   RmsNorm(hidden.data(), model.final_norm, T(), normed.data());
-  Observe(kFinalNormOutput, -1, normed.data(), {T(), D});
-  const std::vector<int32_t> last = LastRows(batch);
-  Logits result = Head(batch.logits_rows == LogitsRows::kAll ? all_rows : last);
+  Observe(kFinalNormOutput, -1, normed.data(), D);
+  Head(batch.logits_rows == LogitsRows::kAll ? all_rows : last_rows);
 
   // From here on the call can not fail any more: the cache may move on.
-  for (size_t t = 0; t < batch.sequences.size(); ++t) cache.Advance(batch.sequences[t], 1);
+  for (const int32_t sequence : batch.sequences) cache.Advance(sequence, 1);
   if (tap != nullptr) {
     std::vector<int32_t> next;
     for (size_t r = 0; r < result.rows.size(); ++r) {
-      if (std::binary_search(last.begin(), last.end(), result.rows[r])) next.push_back(result.Greedy(r));
+      if (std::binary_search(last_rows.begin(), last_rows.end(), result.rows[r])) next.push_back(result.Greedy(r));
     }
-    tap->OnEnd(last, next);
+    tap->OnEnd(last_rows, next);
   }
   return result;
 }
 
 // normed -> projected
 void Session::Impl::Attention(const LayerWeights& w, int layer, const Batch& batch) {
-  const int64_t H = config.num_attention_heads;
-  const int64_t K = config.num_key_value_heads;
-  const int64_t d = config.head_dim;
+  const kernels::AttentionShape shape = Shape();
+  const auto [H, K, d] = shape;
+  const int64_t width = w.qkv.out();
+  const auto element = static_cast<int64_t>(DTypeSize(dtype));
+  auto* data = static_cast<std::byte*>(qkv.Resize(T(), width, dtype));
+  const kernels::HeadView q{data, T(), H, d, width};
+  const kernels::HeadView k{data + H * d * element, T(), K, d, width};
+  const kernels::HeadView v{data + (H + K) * d * element, T(), K, d, width};
 
-  w.q_proj.Apply(normed.data(), T(), q.Resize(T(), H * d, dtype));
-  Observe(kAttnQProjRaw, layer, q.data(), {T(), H, d});
-  w.k_proj.Apply(normed.data(), T(), k.Resize(T(), K * d, dtype));
-  Observe(kAttnKProjRaw, layer, k.data(), {T(), K, d});
-  w.v_proj.Apply(normed.data(), T(), v.Resize(T(), K * d, dtype));
-  Observe(kAttnVProjRaw, layer, v.data(), {T(), K, d});
+  Apply(w.qkv, normed.data(), T(), qkv.data());
+  Observe(kAttnQProjRaw, layer, q);
+  Observe(kAttnKProjRaw, layer, k);
+  Observe(kAttnVProjRaw, layer, v);
 
-  RmsNorm(q.data(), w.q_norm, T() * H, q.data());
-  Observe(kAttnQNormed, layer, q.data(), {T(), H, d});
-  RmsNorm(k.data(), w.k_norm, T() * K, k.data());
-  Observe(kAttnKNormed, layer, k.data(), {T(), K, d});
+  kernels::RmsNorm(dtype, q, w.q_norm, config.rms_norm_eps);
+  Observe(kAttnQNormed, layer, q);
+  kernels::RmsNorm(dtype, k, w.k_norm, config.rms_norm_eps);
+  Observe(kAttnKNormed, layer, k);
 
-  kernels::Rope(dtype, q.data(), rope, positions, H, d);
-  Observe(kAttnQRope, layer, q.data(), {T(), H, d});
-  kernels::Rope(dtype, k.data(), rope, positions, K, d);
-  Observe(kAttnKRope, layer, k.data(), {T(), K, d});
+  kernels::Rope(dtype, q, rope, positions);
+  Observe(kAttnQRope, layer, q);
+  kernels::Rope(dtype, k, rope, positions);
+  Observe(kAttnKRope, layer, k);
 
-  const auto row_bytes = static_cast<size_t>(K * d) * DTypeSize(dtype);
-  std::vector<kernels::KvView> kv(positions.size());  // [T]
-  for (size_t t = 0; t < positions.size(); ++t) {
-    const auto* key = static_cast<const std::byte*>(k.data()) + t * row_bytes;
-    const auto* value = static_cast<const std::byte*>(v.data()) + t * row_bytes;
-    cache.Write(layer, batch.sequences[t], positions[t], key, value);
-    kv[t] = cache.View(layer, batch.sequences[t]);
+  for (kernels::Run& run : runs) {
+    run.kv = cache.View(layer, batch.sequences[static_cast<size_t>(run.begin)]);
+    const int64_t at = run.begin * width * element;
+    kernels::WriteKeysAndValues(dtype, shape, run.kv, run.position, run.count, static_cast<std::byte*>(k.data) + at,
+                                static_cast<std::byte*>(v.data) + at, width);
   }
   context.Resize(T(), H * d, dtype);
-  AttentionOverCache(layer, kv);
-  Observe(kAttnContext, layer, context.data(), {T(), H, d});
+  AttentionOverCache(layer, q);
+  Observe(kAttnContext, layer, kernels::HeadView{context.data(), T(), H, d, H * d});
 
-  w.o_proj.Apply(context.data(), T(), projected.data());
-  Observe(kAttnOProj, layer, projected.data(), {T(), config.hidden_size});
+  Apply(w.o_proj, context.data(), T(), projected.data());
+  Observe(kAttnOProj, layer, projected.data(), config.hidden_size);
 }
 
-// q, kv -> context; through whole matrices of scores only where a tap wants to see them.
-void Session::Impl::AttentionOverCache(int layer, std::span<const kernels::KvView> kv) {
-  const kernels::AttentionShape shape{config.num_attention_heads, config.num_key_value_heads, config.head_dim};
-  if (tap == nullptr || !(tap->Wants(kAttnScores, layer) || tap->Wants(kAttnProbs, layer))) {
-    kernels::Attention(dtype, shape, q.data(), kv, positions, context.data());
+// q, cache -> context; through whole matrices of scores only where a tap wants to see them.
+void Session::Impl::AttentionOverCache(int layer, const kernels::HeadView& q) {
+  const kernels::AttentionShape shape = Shape();
+  if (!Wants(kAttnScores, layer) && !Wants(kAttnProbs, layer)) {
+    kernels::Attention(dtype, shape, q.data, q.stride, runs, context.data());
     return;
   }
   const int64_t keys = *std::max_element(positions.begin(), positions.end()) + 1;
-  const std::vector<int64_t> matrix = {T(), shape.heads, keys};
+  const auto observe = [&](Point point) {
+    if (!Wants(point, layer)) return;
+    const int64_t matrix[] = {T(), shape.heads, keys}, strides[] = {shape.heads * keys, keys, 1};
+    Observe(point, layer, scores.data(), matrix, strides, DType::kF32, all_rows);
+  };
   scores.resize(static_cast<size_t>(T() * shape.heads * keys));
-  kernels::AttentionScores(dtype, shape, q.data(), kv, positions, keys, scores.data());
-  Observe(kAttnScores, layer, scores.data(), matrix, DType::kF32, all_rows);
-  kernels::AttentionProbs(dtype, shape, positions, keys, scores.data());
-  Observe(kAttnProbs, layer, scores.data(), matrix, DType::kF32, all_rows);
-  kernels::AttentionContext(dtype, shape, scores.data(), kv, positions, keys, context.data());
+  kernels::AttentionScores(dtype, shape, q.data, q.stride, runs, keys, scores.data());
+  observe(kAttnScores);
+  kernels::AttentionProbs(dtype, shape, runs, keys, scores.data());
+  observe(kAttnProbs);
+  kernels::AttentionContext(dtype, shape, scores.data(), runs, keys, context.data());
 }
 
 // normed -> projected
 void Session::Impl::Mlp(const LayerWeights& w, int layer) {
   const int64_t I = config.intermediate_size;
-  w.gate_proj.Apply(normed.data(), T(), gate.Resize(T(), I, dtype));
-  Observe(kMlpGateProj, layer, gate.data(), {T(), I});
-  w.up_proj.Apply(normed.data(), T(), up.Resize(T(), I, dtype));
-  Observe(kMlpUpProj, layer, up.data(), {T(), I});
-  kernels::SwiGlu(dtype, gate.data(), up.data(), T() * I);
-  Observe(kMlpIntermediate, layer, gate.data(), {T(), I});
-  w.down_proj.Apply(gate.data(), T(), projected.data());
-  Observe(kMlpDownProj, layer, projected.data(), {T(), config.hidden_size});
+  auto* gate = static_cast<std::byte*>(gate_up.Resize(T(), 2 * I, dtype));
+  Apply(w.gate_up, normed.data(), T(), gate);
+  Observe(kMlpGateProj, layer, gate, I, 2 * I);
+  Observe(kMlpUpProj, layer, gate + static_cast<size_t>(I) * DTypeSize(dtype), I, 2 * I);
+  kernels::SwiGlu(dtype, gate, T(), I, product.Resize(T(), I, dtype));
+  Observe(kMlpIntermediate, layer, product.data(), I);
+  Apply(w.down_proj, product.data(), T(), projected.data());
+  Observe(kMlpDownProj, layer, projected.data(), config.hidden_size);
 }
 
-// normed -> logits of the chosen rows
-Logits Session::Impl::Head(std::span<const int32_t> rows) {
+// normed -> the logits of the chosen rows
+void Session::Impl::Head(std::span<const int32_t> rows) {
   const auto R = static_cast<int64_t>(rows.size());
+  const int64_t V = config.vocab_size;
   const size_t row_bytes = static_cast<size_t>(config.hidden_size) * DTypeSize(dtype);
   const auto* from = static_cast<const std::byte*>(normed.data());
   auto* chosen = static_cast<std::byte*>(selected.Resize(R, config.hidden_size, dtype));
   for (size_t r = 0; r < rows.size(); ++r) {
     std::memcpy(chosen + r * row_bytes, from + static_cast<size_t>(rows[r]) * row_bytes, row_bytes);
   }
-  model.lm_head.Apply(chosen, R, logits.Resize(R, config.vocab_size, dtype));
-  Observe(kLogits, -1, logits.data(), {R, config.vocab_size}, dtype, rows);
-
-  Logits result{{rows.begin(), rows.end()}, config.vocab_size, {}};
-  result.values.resize(static_cast<size_t>(R * config.vocab_size));
-  WidenToFloat(dtype, static_cast<const std::byte*>(logits.data()), result.values.size(), result.values.data());
-  return result;
+  Apply(model.lm_head, chosen, R, logits.Resize(R, V, dtype));
+  if (Wants(kLogits, -1)) {
+    const int64_t shape[] = {R, V}, strides[] = {V, 1};
+    Observe(kLogits, -1, logits.data(), shape, strides, dtype, rows);
+  }
+  result.rows.assign(rows.begin(), rows.end());
+  result.vocab = V;
+  result.values.resize(static_cast<size_t>(R * V));
+  kernels::Widen(dtype, logits.data(), R * V, result.values.data());
 }
 
 void CheckTokens(const Config& config, std::span<const int32_t> tokens) {
@@ -305,7 +345,7 @@ Session::Session(const Model& model, int num_sequences, int64_t max_tokens) {
 Session::Session(Session&&) noexcept = default;
 Session& Session::operator=(Session&&) noexcept = default;
 Session::~Session() = default;
-Logits Session::Forward(const Batch& batch, Tap* tap) { return impl_->Forward(batch, tap); }
+const Logits& Session::Forward(const Batch& batch, Tap* tap) { return impl_->Forward(batch, tap); }
 int64_t Session::Length(int sequence) const { return impl_->cache.Length(sequence); }
 
 }  // namespace lockstep

@@ -2,6 +2,7 @@
 // rows are the same. That they are PyTorch's is for the tests of the whole program to say.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <omp.h>
 
 #include <cmath>
 #include <cstring>
@@ -81,6 +82,10 @@ std::vector<float> RunAlone(const Model& model, std::span<const int32_t> tokens,
   return Feed(session, tokens, tap).values;
 }
 
+std::byte* RowOf(const TapTensor& tensor, size_t r) {
+  return static_cast<std::byte*>(tensor.data) + r * static_cast<size_t>(tensor.strides[0]) * DTypeSize(tensor.dtype);
+}
+
 using Row = std::pair<int32_t, int32_t>;  // sequence, position
 using Table = std::map<Row, std::vector<float>>;
 
@@ -99,16 +104,14 @@ class Recorder : public Tap {
     if (on_tensor) on_tensor(tensor);
     const auto rows = static_cast<size_t>(tensor.shape[0]);
     ASSERT_EQ(rows, tensor.rows.size());
-    int64_t stride = 1;
-    for (size_t axis = tensor.shape.size(); axis-- > 0; stride *= tensor.shape[axis])
-      ASSERT_EQ(tensor.strides[axis], stride);
-    const size_t width = static_cast<size_t>(stride) / rows;
-    std::vector<float> values(rows * width);
-    WidenToFloat(tensor.dtype, static_cast<const std::byte*>(tensor.data), values.size(), values.data());
+    int64_t width = 1;  // rows are dense, and may lie apart
+    for (size_t axis = tensor.shape.size(); axis-- > 1; width *= tensor.shape[axis])
+      ASSERT_EQ(tensor.strides[axis], width);
+    ASSERT_GE(tensor.strides[0], width);
     for (size_t r = 0; r < rows; ++r) {
       const auto token = static_cast<size_t>(tensor.rows[r]);
-      std::vector<float> row(values.begin() + static_cast<int64_t>(r * width),
-                             values.begin() + static_cast<int64_t>((r + 1) * width));
+      std::vector<float> row(static_cast<size_t>(width));
+      WidenToFloat(tensor.dtype, RowOf(tensor, r), row.size(), row.data());
       if (SpecOf(tensor.point).on_request) row = Seen(tensor, row, positions_[token]);
       tables[name][{sequences_[token], positions_[token]}] = std::move(row);
     }
@@ -307,6 +310,32 @@ TEST_P(StorageTest, TheSameInputGivesTheSameBits) {
   EXPECT_EQ(RunAlone(again, tokens), first);
 }
 
+TEST_P(StorageTest, ThreadsChunksAndBatchesChangeNoBit) {
+  const Model model = Model::Load(kTinyQwen3, {.dtype = GetParam()});
+  const std::vector<int32_t> tokens = Tokens(model, 70), other = Tokens(model, 33, 2);
+  const std::vector<float> expected = RunAlone(model, tokens);
+  const int threads = omp_get_max_threads();
+  for (const int count : {1, 2, 3, 4}) {
+    omp_set_num_threads(count);
+    EXPECT_EQ(RunAlone(model, tokens), expected) << count << " threads";
+  }
+  omp_set_num_threads(threads);
+
+  Session session(model, 2, 70);
+  const auto vocab = model.config().vocab_size;
+  std::vector<float> chunked = Feed(session, std::span(tokens).first(17)).values;
+  for (const size_t t : {17, 18}) {
+    const std::vector<float> row = Feed(session, std::span(tokens).subspan(t, 1)).values;
+    chunked.insert(chunked.end(), row.begin(), row.end());
+  }
+  std::vector<int32_t> both(other), sequences(other.size(), 1);
+  both.insert(both.end(), tokens.begin() + 19, tokens.end());
+  sequences.resize(both.size(), 0);
+  const Logits batch = session.Forward({.tokens = both, .sequences = sequences, .logits_rows = LogitsRows::kAll});
+  chunked.insert(chunked.end(), batch.values.begin() + static_cast<int64_t>(other.size()) * vocab, batch.values.end());
+  EXPECT_EQ(chunked, expected);
+}
+
 TEST_P(StorageTest, IdentitiesOfThePoints) {
   const Model model = LoadTiny();
   const std::vector<int32_t> tokens = Tokens(model, 9);
@@ -325,7 +354,7 @@ TEST_P(StorageTest, IdentitiesOfThePoints) {
     }
   }
   // Embeddings are exact copies of the checkpoint's rows, rounded to the storage dtype.
-  const Weight& embedding = model.checkpoint().Get("model.embed_tokens.weight");
+  const Weight& embedding = model.checkpoint()->Get("model.embed_tokens.weight");
   const auto width = static_cast<size_t>(model.config().hidden_size);
   for (size_t t = 0; t < tokens.size(); ++t) {
     std::vector<float> row(width);
@@ -366,9 +395,10 @@ TEST(Tap, TensorsHaveTheAxesOfTheTable) {
   RunAlone(model, Tokens(model, 5), &recorder);
 }
 
-void Negate(const TapTensor& tensor, size_t begin, size_t count) {
+// Elements [begin, begin + count) of one row.
+void Negate(const TapTensor& tensor, size_t row, size_t begin, size_t count) {
   std::vector<float> values(count);
-  std::byte* data = static_cast<std::byte*>(tensor.data) + begin * DTypeSize(tensor.dtype);
+  std::byte* data = RowOf(tensor, row) + begin * DTypeSize(tensor.dtype);
   WidenToFloat(tensor.dtype, data, count, values.data());
   for (float& value : values) value = -value;
   NarrowFromFloat(tensor.dtype, values.data(), count, data);
@@ -388,7 +418,11 @@ TEST_P(StorageTest, ReplacingATensorChangesWhatFollowsAndNothingBefore) {
       if (PointName(tensor.point, tensor.layer) != names[replaced]) return;
       size_t count = 1;
       for (const int64_t extent : tensor.shape) count *= static_cast<size_t>(extent);
-      if (!SpecOf(tensor.point).on_request) return Negate(tensor, 0, count);
+      const auto rows = static_cast<size_t>(tensor.shape[0]);
+      if (!SpecOf(tensor.point).on_request) {
+        for (size_t r = 0; r < rows; ++r) Negate(tensor, r, 0, count / rows);
+        return;
+      }
       auto* values = static_cast<float*>(tensor.data);  // masks must stay masks for the recorder
       for (size_t i = 0; i < count; ++i) values[i] *= values[i] > -1e30F ? -1.0F : 1.0F;
     };
@@ -408,7 +442,7 @@ TEST(Tap, ReplacedHeadOfOneTokenChangesThatHeadOfThatToken) {
   Recorder before, after;
   RunAlone(model, tokens, &before);
   after.on_tensor = [&](const TapTensor& tensor) {
-    if (tensor.point == kAttnQRope && tensor.layer == 0) Negate(tensor, (kToken * heads + kHead) * d, d);
+    if (tensor.point == kAttnQRope && tensor.layer == 0) Negate(tensor, kToken, kHead * d, d);
   };
   RunAlone(model, tokens, &after);
   const Table &a = before.tables["layer_0_attn_context"], &b = after.tables["layer_0_attn_context"];
@@ -435,7 +469,7 @@ TEST(Tap, ReplacedKeysAndValuesAreWhatTheCacheKeeps) {
       Session session(model, 1, 6);
       Recorder recorder;
       recorder.on_tensor = [&](const TapTensor& tensor) {
-        if (replace && tensor.point == point && tensor.layer == 0) Negate(tensor, 0, 4);
+        if (replace && tensor.point == point && tensor.layer == 0) Negate(tensor, 0, 0, 4);
       };
       Feed(session, std::span(tokens).first(5), &recorder);
       Recorder later;
@@ -568,8 +602,8 @@ TEST_P(StorageTest, FingerprintsAreThoseOfTheRoundedWeights) {
   for (const Model::Fingerprint& fingerprint : model.Fingerprints()) {
     EXPECT_TRUE(found.emplace(fingerprint.name, fingerprint).second) << fingerprint.name;
   }
-  std::vector<Weight> weights = model.checkpoint().weights();
-  Weight head = model.checkpoint().Get("lm_head.weight");
+  std::vector<Weight> weights = model.checkpoint()->weights();
+  Weight head = model.checkpoint()->Get("lm_head.weight");
   head.name = "lm_head.weight";  // tied: the embedding's, recorded under both names
   weights.push_back(head);
   EXPECT_EQ(found.size(), weights.size());

@@ -1,6 +1,7 @@
 """The C API by ctypes, as an engineer would use it from Python."""
 
 import ctypes
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,8 +31,11 @@ class Tensor(ctypes.Structure):
     def array(self) -> np.ndarray:
         """A view of an F32 tensor; writing to it replaces the tensor."""
         shape = tuple(self.shape[: self.rank])
-        pointer = ctypes.cast(self.data, ctypes.POINTER(ctypes.c_float))
-        return np.ctypeslib.as_array(pointer, shape=shape)
+        rows, *row = shape
+        memory = ctypes.cast(self.data, ctypes.POINTER(ctypes.c_float))
+        span = (rows - 1) * self.strides[0] + math.prod(row)  # rows may lie apart
+        floats = np.ctypeslib.as_array(memory, shape=(span,))
+        return np.lib.stride_tricks.as_strided(floats, shape, [4 * stride for stride in self.strides[: self.rank]])
 
 
 TAP = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.POINTER(Tensor))
