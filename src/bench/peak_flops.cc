@@ -8,6 +8,7 @@
 #include "base/parallel.h"
 #include "bench/machine.h"
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
@@ -98,7 +99,9 @@ PeakFlops::PeakFlops([[maybe_unused]] DType dtype)
 
 bool HasTiles([[maybe_unused]] DType dtype) {
 #if defined(__x86_64__)
-  return dtype == DType::kBF16 && __builtin_cpu_supports("amx-bf16");
+  unsigned a = 0, b = 0, c = 0, d = 0;  // not every compiler's __builtin_cpu_supports knows amx-bf16
+  constexpr unsigned kAmxBf16 = 1U << 22;
+  return dtype == DType::kBF16 && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAmxBf16) != 0;
 #else
   return false;
 #endif
