@@ -10,7 +10,7 @@ namespace {
 
 constexpr AddCommand kCommands[] = {
 #ifdef LOCKSTEP_ENGINE
-    AddDebug,     AddCapture, AddGenerate,
+    AddDebug,     AddCapture, AddGenerate, AddBench,
 #endif
     AddReference, AddCompare, AddShow,     AddImport, AddExport, AddDoctor,
 };
