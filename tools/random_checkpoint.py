@@ -94,7 +94,8 @@ def main() -> None:
     write("model-ends.safetensors", ends)
     for layer in range(layers):
         write(f"model-layer-{layer:03d}.safetensors", layer_weights(layer, hidden, intermediate, heads, kv_heads))
-    (args.out / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}, indent=1))
+    index = {"metadata": {}, "weight_map": weight_map}  # transformers wants both
+    (args.out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
     (args.out / "config.json").write_text(
         json.dumps(config(layers, hidden, intermediate, heads, kv_heads, tied), indent=1)
     )

@@ -35,6 +35,10 @@ struct Config {
 // activations).
 Config ReadConfig(const std::string& model_dir);
 
+// Tokens that end a text: eos_token_id of MODEL/generation_config.json, or else of config.json; none where neither file
+// or neither key is there. Throws Error for what is no token id.
+std::vector<int32_t> StopTokens(const std::string& model_dir);
+
 struct Weight {
   std::string name;           // "model.layers.0.self_attn.q_proj.weight"
   DType dtype = DType::kF32;  // F32, BF16 or F16

@@ -10,7 +10,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -218,5 +220,53 @@ struct CompareResult {
 // bad traces, different tokens or configs, nothing in common.
 CompareResult Compare(const std::vector<std::string>& reference_traces,
                       const std::vector<std::string>& candidate_traces, const CompareOptions& options = {});
+
+// Compares a candidate with the reference's traces while it runs: nothing is written and no tensor is kept. The result
+// is that of Compare() with the trace that the candidate would have written.
+//
+//   LiveComparison live({"py.trace"}, "my engine", info, {});
+//   live.BeginStep(ids, positions, sequences, Phase::kPrefill);
+//   live.Record("layer_0_attn_q_rope", q, DType::kBF16, {tokens, heads, head_dim}, strides);
+//   live.EndStep();
+//   CompareResult result = live.Finish();
+//
+// The candidate's sequences 0, 1, 2, … are the reference's in the order of their numbers, unless options.pairs says
+// otherwise. One call at a time. Every call throws Error for bad input.
+class LiveComparison {
+ public:
+  // info: what the candidate's trace.json would say; TraceInfo::tensors must be empty. name: stands in the report where
+  // the path of a trace would. Its selection is applied to what is recorded.
+  LiveComparison(const std::vector<std::string>& reference_traces, const std::string& name, const TraceInfo& info,
+                 const CompareOptions& options = {});
+  LiveComparison(LiveComparison&&) noexcept;
+  LiveComparison& operator=(LiveComparison&&) noexcept;
+  ~LiveComparison();
+
+  // Trace::SetWeight's.
+  void SetWeight(const std::string& name, DType dtype, const std::vector<int64_t>& shape, const std::string& hash);
+
+  // One forward call; all lists [T], ids may be empty. A (sequence, position) can be run only once, and its id must be
+  // the reference's.
+  void BeginStep(std::span<const int32_t> input_ids, std::span<const int32_t> positions,
+                 std::span<const int32_t> sequences, Phase phase);
+
+  // Whether the open step's selection covers the point.
+  bool Wants(const std::string& name) const;
+
+  // data: [R, …] of that shape, token axis first; strides in elements, empty: packed. rows: [R] indices into the step's
+  // tokens; empty: all of them. It is compared at once, with all threads, and not looked at afterwards. True if these
+  // rows alone make the run different or are SIGNIFICANT. "next_token" (I32 [R]) is the greedy choice after each row.
+  bool Record(const std::string& name, const void* data, DType dtype, const std::vector<int64_t>& shape,
+              const std::vector<int64_t>& strides = {}, std::span<const int32_t> rows = {});
+
+  void EndStep();
+
+  // Everything that needs the whole candidate: completeness, weights, next tokens. Call it once.
+  CompareResult Finish();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
 
 }  // namespace lockstep

@@ -107,7 +107,8 @@ struct Logits {
   std::span<const float> Row(size_t r) const {
     return std::span(values).subspan(r * static_cast<size_t>(vocab), static_cast<size_t>(vocab));
   }
-  int32_t Greedy(size_t r) const;  // the first of the largest
+  int32_t Greedy(size_t r) const;    // the first of the largest
+  std::string Hash(size_t r) const;  // the fingerprint (docs/trace-format.md) of a row: 16 hex digits
 };
 
 // What a run of sequences through a model needs beside the weights: the KV cache and the activations.
@@ -145,7 +146,11 @@ std::vector<std::vector<float>> InputEmbeddings(const std::string& source, int64
 struct TraceTapOptions {
   std::string points, layers, steps, rows;  // selections (docs/trace-format.md)
   bool fingerprints = true;                 // record the weights' fingerprints, which reads all of them
+  bool promise = true;                      // every selected point; false: the caller passes on only some tensors
 };
+// What trace.json says of such a trace. Throws Error for a bad selection.
+TraceInfo TraceInfoOf(const Model& model, const TraceTapOptions& options = {});
+
 class TraceTap : public Tap {
  public:
   // Throws Error when the trace cannot be created.

@@ -1,24 +1,13 @@
 """Text to token ids and back, with the checkpoint's own tokenizer.json.
 
-    python -m lockstep.tokenize MODEL --input "Hello" --input "World"     prints [[ids], [ids]]
-    python -m lockstep.tokenize MODEL --input-file prompts.txt            one prompt a line
-    echo '[[9707]]' | python -m lockstep.tokenize MODEL --decode-ids      prints ["Hello"]
-
 No special tokens are added but those of the file's own post-processor; Qwen3's adds none.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lockstep.errors import LockstepError
-
-MAX_TOKEN_ID = (1 << 31) - 1
 
 
 class Tokenizer:
@@ -76,51 +65,3 @@ def read_prompts(path: str | Path) -> list[str]:
     if not lines:
         raise LockstepError(f"{path}: expected one prompt a line, found an empty file")
     return lines
-
-
-def _read_ids(text: bytes) -> list[list[int]]:
-    try:
-        sequences = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise LockstepError(f"standard input: expected JSON [[ids], ...], found {error}") from error
-    if not isinstance(sequences, list) or not all(_is_ids(ids) for ids in sequences):
-        raise LockstepError("standard input: expected JSON [[ids], ...], found something else")
-    return sequences
-
-
-def _is_ids(ids: Any) -> bool:
-    return isinstance(ids, list) and all(type(i) is int and 0 <= i <= MAX_TOKEN_ID for i in ids)
-
-
-def run(arguments: argparse.Namespace) -> list[Any]:
-    tokenizer = Tokenizer(arguments.model)
-    if arguments.decode_ids:
-        return [tokenizer.decode(ids) for ids in _read_ids(sys.stdin.buffer.read())]
-    if arguments.input_file is not None:
-        texts = read_prompts(arguments.input_file)
-        return [tokenizer.encode(text, f"{arguments.input_file}:{i}") for i, text in enumerate(texts, 1)]
-    return [tokenizer.encode(text, "--input") for text in arguments.input]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m lockstep.tokenize",
-        allow_abbrev=False,
-        description="Text to token ids and back, with the model's tokenizer.json.",
-    )
-    parser.add_argument("model", metavar="MODEL", help="directory of a Hugging Face checkpoint")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--input", action="append", metavar="TEXT", help="a prompt; may be given several times")
-    what.add_argument("--input-file", metavar="FILE", help="one prompt a line")
-    what.add_argument("--decode-ids", action="store_true", help="read [[ids], ...] on standard input, print texts")
-    arguments = parser.parse_args(argv)
-    try:
-        print(json.dumps(run(arguments)))
-    except LockstepError as error:
-        print(f"lockstep tokenize: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

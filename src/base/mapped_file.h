@@ -19,8 +19,9 @@ class MappedFile {
 
   const std::string& path() const { return path_; }
   std::span<const std::byte> bytes() const { return {data_, size_}; }
-  // Tells the kernel that these pages are not needed any more (they stay readable, at the price of a new page fault).
-  void Release(const std::byte* begin, size_t size) const;
+  // Tells the kernel that these pages of a mapped file are not needed any more (they stay readable, at the price of a
+  // new page fault).
+  static void Release(const std::byte* begin, size_t size);
 
  private:
   std::string path_;

@@ -14,4 +14,10 @@ int MaxThreads() {
 #endif
 }
 
+void SetMaxThreads([[maybe_unused]] int threads) {
+#ifdef _OPENMP
+  omp_set_num_threads(threads);
+#endif
+}
+
 }  // namespace lockstep

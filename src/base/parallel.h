@@ -9,6 +9,10 @@ namespace lockstep {
 
 int MaxThreads();
 
+// For the loops that this thread starts from here on, oneDNN's among them. Without OpenMP there is one thread.
+// REQUIRES: threads > 0.
+void SetMaxThreads(int threads);
+
 // The first exception of a loop's bodies, to be rethrown in the caller: none may leave a thread of OpenMP.
 class FirstException {
  public:

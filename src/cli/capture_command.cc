@@ -11,7 +11,6 @@ void AddCapture(CLI::App& app, int& exit_code) {
     InputOptions input;
     EngineRun run;
     std::string from;
-    std::string python;
   };
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("capture", "Run the built-in C++ engine and write a trace");
@@ -22,7 +21,6 @@ void AddCapture(CLI::App& app, int& exit_code) {
   command->add_option("--chunk", options->run.chunk, "Prefill in chunks of this many tokens")
       ->check(CLI::PositiveNumber);
   command->add_option("--out", options->run.out, "The trace to write (default: cpp.trace)");
-  command->add_option("--python", options->python, "Python interpreter, for the tokenizer");
   command->callback([options, &exit_code] {
     EngineRun run = options->run;
     run.embeddings = options->input.embeddings;
@@ -33,11 +31,11 @@ void AddCapture(CLI::App& app, int& exit_code) {
       }
       run.sequences = SequencesOf(options->from);
     } else {
-      for (std::vector<int32_t>& prompt : PromptTokens(options->input, run.options.model, options->python)) {
+      for (std::vector<int32_t>& prompt : PromptTokens(options->input, run.options.model)) {
         run.sequences.push_back({std::move(prompt), {}, {}});
       }
     }
-    RunEngine(std::move(run));
+    CaptureEngine(std::move(run));
     exit_code = kSame;
   });
 }

@@ -17,10 +17,12 @@ using AddCommand = void (*)(CLI::App& app, int& exit_code);
 void AddDebug(CLI::App& app, int& exit_code);
 void AddReference(CLI::App& app, int& exit_code);
 void AddCapture(CLI::App& app, int& exit_code);
+void AddGenerate(CLI::App& app, int& exit_code);
 void AddCompare(CLI::App& app, int& exit_code);
 void AddShow(CLI::App& app, int& exit_code);
 void AddImport(CLI::App& app, int& exit_code);
 void AddExport(CLI::App& app, int& exit_code);
+void AddBench(CLI::App& app, int& exit_code);
 void AddDoctor(CLI::App& app, int& exit_code);
 
 // "12.3 s", "410 MiB": for the lines on stderr that say what a side cost.

@@ -70,8 +70,7 @@ void WriteFile(const std::string& path, const std::string& text) {
   }
 }
 
-int CompareAndPrint(const std::vector<std::string>& reference, const std::vector<std::string>& candidate,
-                    const ComparisonOptions& options) {
+CompareOptions OptionsOf(const ComparisonOptions& options) {
   CompareOptions compare;
   compare.atol = options.atol;
   compare.rtol = options.rtol;
@@ -79,10 +78,18 @@ int CompareAndPrint(const std::vector<std::string>& reference, const std::vector
   compare.layers = options.layers;
   for (const std::string& pair : options.pairs) compare.pairs.push_back(ParsePair(pair));
   compare.progress = ShowProgress;
-  const CompareResult result = Compare(reference, candidate, compare);
+  return compare;
+}
+
+int Print(const CompareResult& result, const ComparisonOptions& options) {
   std::fputs(TextReport(result, TerminalOptions(options.all)).c_str(), stdout);
   if (!options.json.empty()) WriteFile(options.json, JsonReport(result));
   return result.ExitCode() == 0 ? kSame : kDifferent;
+}
+
+int CompareAndPrint(const std::vector<std::string>& reference, const std::vector<std::string>& candidate,
+                    const ComparisonOptions& options) {
+  return Print(Compare(reference, candidate, OptionsOf(options)), options);
 }
 
 }  // namespace lockstep::cli

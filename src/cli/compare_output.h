@@ -21,9 +21,15 @@ struct ComparisonOptions {
   void AddTo(CLI::App& command);
 };
 
-// Compares, prints the table on stdout, writes the JSON file. Returns the exit code.
+// Compares and prints.
 int CompareAndPrint(const std::vector<std::string>& reference, const std::vector<std::string>& candidate,
                     const ComparisonOptions& options);
+
+// The options as the library takes them.
+CompareOptions OptionsOf(const ComparisonOptions& options);
+
+// Prints the table on stdout, writes the JSON file. Returns the exit code.
+int Print(const CompareResult& result, const ComparisonOptions& options);
 
 // Writes a file whole or not at all. Throws Error.
 void WriteFile(const std::string& path, const std::string& text);

@@ -5,6 +5,8 @@
 
 #include "cli/command.h"
 #include "cli/compare_output.h"
+#include "cli/live_output.h"
+#include "cli/python.h"
 #include "cli/run_engine.h"
 #include "lockstep/error.h"
 
@@ -22,6 +24,8 @@ struct DebugOptions {
   int chunk = 0;
   bool skip_python = false;
   bool skip_cpp = false;
+  bool live = false;
+  bool keep_failing = false;
 };
 
 void MakeDirectory(const std::string& path) {
@@ -37,7 +41,8 @@ void MustExist(const std::string& trace, const char* option) {
   }
 }
 
-void RunReference(const DebugOptions& options, const std::string& trace) {
+void RunReference(const DebugOptions& options, const std::vector<std::vector<int32_t>>& prompts,
+                  const std::string& trace) {
   std::vector<std::string> arguments = {options.run.model, "--out", trace, "--implementation", options.implementation};
   const auto add = [&](const char* name, const std::string& value) {
     if (!value.empty()) arguments.insert(arguments.end(), {name, value});
@@ -48,35 +53,59 @@ void RunReference(const DebugOptions& options, const std::string& trace) {
   add("--steps", options.run.steps);
   add("--rows", options.run.rows);
   if (options.run.num_layers > 0) add("--num-layers", std::to_string(options.run.num_layers));
-  for (std::string& argument : options.input.ForPython()) arguments.push_back(std::move(argument));
+  for (std::string& argument : options.input.ForPython(prompts)) arguments.push_back(std::move(argument));
   if (RunPython(FindPython(options.python), "lockstep.reference", arguments) != 0) {
     throw Error("the Python reference failed (its message stands above); `lockstep doctor` tells what is missing");
   }
 }
 
+EngineRun RunOf(const DebugOptions& options, const std::string& reference, const std::string& out) {
+  EngineRun run;
+  run.options = options.run;
+  run.sequences = SequencesOf(reference);
+  run.embeddings = options.input.embeddings;
+  run.chunk = options.chunk;
+  run.out = out;
+  return run;
+}
+
+// The engine is compared while it runs; `failing` is a trace of what differs, or empty.
+int DebugLive(const DebugOptions& options, const std::string& reference, const std::string& failing) {
+  LiveOutput output(reference, failing, options.comparison);
+  RunEngine(RunOf(options, reference, "live"), output);
+  const int exit_code = Print(output.Finish(), options.comparison);
+  std::printf("traces: %s%s%s\n", reference.c_str(), failing.empty() ? "" : " ", failing.c_str());
+  return exit_code;
+}
+
+void CheckLiveOptions(const DebugOptions& options) {
+  if (options.live && options.skip_cpp) {
+    throw Error("--live compares the engine while it runs and --skip-cpp does not run it; leave one of them out");
+  }
+  if (options.keep_failing && !options.live)
+    throw Error("--keep-failing belongs to --live; without it everything is kept");
+}
+
 int Debug(const DebugOptions& options) {
+  CheckLiveOptions(options);
   const std::filesystem::path out = options.out;
   const std::string reference = out / "py.trace";
   const std::string candidate = out / "cpp.trace";
-  MakeDirectory(options.out);
 
   if (options.skip_python) {
     MustExist(reference, "--skip-python");
   } else {
-    RunReference(options, reference);
+    const std::vector<std::vector<int32_t>> prompts = PromptTokens(options.input, options.run.model);
+    MakeDirectory(options.out);
+    RunReference(options, prompts, reference);
   }
   // From here on the reference's trace says which tokens are fed, whoever wrote it.
 
+  if (options.live) return DebugLive(options, reference, options.keep_failing ? candidate : "");
   if (options.skip_cpp) {
     MustExist(candidate, "--skip-cpp");
   } else {
-    EngineRun run;
-    run.options = options.run;
-    run.sequences = SequencesOf(reference);
-    run.embeddings = options.input.embeddings;
-    run.chunk = options.chunk;
-    run.out = candidate;
-    RunEngine(std::move(run));
+    CaptureEngine(RunOf(options, reference, candidate));
   }
 
   const int exit_code = CompareAndPrint({reference}, {candidate}, options.comparison);
@@ -101,6 +130,8 @@ void AddDebug(CLI::App& app, int& exit_code) {
       ->check(CLI::PositiveNumber);
   command->add_flag("--skip-python", options->skip_python, "Use the reference trace that is already there");
   command->add_flag("--skip-cpp", options->skip_cpp, "Use the C++ trace that is already there");
+  command->add_flag("--live", options->live, "Compare while the C++ engine runs; write no trace of it");
+  command->add_flag("--keep-failing", options->keep_failing, "With --live: write the C++ tensors that differ");
   command->add_option("--out", options->out, "Directory for py.trace and cpp.trace (default: lockstep-debug)");
   command->add_option("--python", options->python, "Python interpreter to use");
   command->callback([options, &exit_code] { exit_code = Debug(*options); });

@@ -32,7 +32,7 @@ constexpr std::array<Package, 5> kPackages = {{
     {"torch", "the reference"},
     {"numpy", "the reference, import and export"},
     {"safetensors", "the reference"},
-    {"tokenizers", "--input (not for --tokens)"},
+    {"tokenizers", "reference --input"},
     {"transformers", "--reference transformers"},
 }};
 

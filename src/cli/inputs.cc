@@ -3,13 +3,85 @@
 #include <algorithm>
 #include <charconv>
 #include <map>
-#include <nlohmann/json.hpp>
 
+#include "cli/text_files.h"
+#include "lockstep/checkpoint.h"
 #include "lockstep/error.h"
+#include "lockstep/tokenizer.h"
 #include "lockstep/trace.h"
 
 namespace lockstep::cli {
 namespace {
+
+Tokenizer LoadTokenizer(const std::string& model) {
+  ReadConfig(model);  // so that a wrong directory is called so
+  try {
+    return Tokenizer::Load(model);
+  } catch (const Error& e) {
+    throw Error(std::string(e.what()) + "; --tokens 1,2,3 needs none");
+  }
+}
+
+std::vector<std::vector<int32_t>> Tokenized(const InputOptions& options, const std::string& model) {
+  std::vector<std::pair<std::string, std::string>> texts;  // where it came from, the text
+  for (const std::string& text : options.texts) texts.emplace_back("--input", text);
+  if (!options.file.empty()) {
+    for (const std::string& line : ReadPrompts(options.file)) {
+      const size_t number = texts.size() - options.texts.size() + 1;
+      texts.emplace_back(options.file + ":" + std::to_string(number), line);
+    }
+  }
+  if (texts.empty()) texts.emplace_back("--input", kDefaultInput);
+  const Tokenizer tokenizer = LoadTokenizer(model);
+  std::vector<std::vector<int32_t>> prompts;
+  for (const auto& [name, text] : texts) {
+    CheckUtf8(name, text);
+    prompts.push_back(tokenizer.Encode(text));
+    if (prompts.back().empty()) throw Error(name + ": expected at least one token, found an empty prompt");
+  }
+  return prompts;
+}
+
+}  // namespace
+
+void InputOptions::AddTo(CLI::App& command) {
+  command.add_option("--input", texts, "A prompt; repeat it for a batch")->allow_extra_args(false);
+  command.add_option("--input-file", file, "A file with one prompt a line: a batch");
+  command.add_option("--tokens", tokens, "A prompt as token ids: 1,2,3; repeat it for a batch")
+      ->allow_extra_args(false)
+      ->delimiter('\0');
+  command.add_option("--input-embeddings", embeddings,
+                     "A .npy file [tokens, hidden], or zeros, tiny, huge: used instead of the embedding's rows");
+  command.add_option("--decode", decode, "Decode this many tokens after the prompt")->check(CLI::NonNegativeNumber);
+}
+
+std::vector<std::string> InputOptions::ForPython(const std::vector<std::vector<int32_t>>& prompts) const {
+  std::vector<std::string> out;
+  for (const std::vector<int32_t>& prompt : prompts) {
+    std::string ids;
+    for (const int32_t id : prompt) ids += (ids.empty() ? "" : ",") + std::to_string(id);
+    out.insert(out.end(), {"--tokens", ids});
+  }
+  if (!embeddings.empty()) out.insert(out.end(), {"--input-embeddings", embeddings});
+  if (decode > 0) out.insert(out.end(), {"--decode", std::to_string(decode)});
+  return out;
+}
+
+void ModelArguments::AddTo(CLI::App& command) {
+  command.add_option("model", model, "A Hugging Face Qwen3 directory")->required();
+  command.add_option("--dtype", dtype, "Storage of weights and activations: f32, bf16, f16")
+      ->check(CLI::IsMember({"f32", "bf16", "f16"}));
+  command.add_option("--num-layers", num_layers, "Only the first N layers")->check(CLI::PositiveNumber);
+}
+
+void ModelRunOptions::AddTo(CLI::App& command) {
+  ModelArguments::AddTo(command);
+  command.add_option("--points", points,
+                     "Capture only these points: attn_*,logits (attn_scores and attn_probs must be named)");
+  command.add_option("--layers", layers, "Capture only these layers: 0,2-4");
+  command.add_option("--steps", steps, "Capture only these steps: 0,5-7");
+  command.add_option("--rows", rows, "Capture only these tokens of a step: last:16, or positions 0-3,100");
+}
 
 std::vector<int32_t> ParseTokens(const std::string& text) {
   std::vector<int32_t> out;
@@ -29,65 +101,14 @@ std::vector<int32_t> ParseTokens(const std::string& text) {
   }
 }
 
-std::vector<std::vector<int32_t>> Tokenized(const InputOptions& options, const std::string& model,
-                                            const std::string& python) {
-  std::vector<std::string> arguments = {model};
-  for (const std::string& text : options.texts) arguments.insert(arguments.end(), {"--input", text});
-  if (!options.file.empty()) arguments.insert(arguments.end(), {"--input-file", options.file});
-  if (arguments.size() == 1) arguments.insert(arguments.end(), {"--input", kDefaultInput});
-  std::string output;
-  if (RunPython(FindPython(python), "lockstep.tokenize", arguments, &output) != 0) {
-    throw Error("the prompt could not be turned into tokens; --tokens 1,2,3 needs no Python");
-  }
-  const nlohmann::json ids = nlohmann::json::parse(output, nullptr, false);
-  if (!ids.is_array()) throw Error("the tokenizer printed no list of ids");
-  return ids.get<std::vector<std::vector<int32_t>>>();
-}
-
-}  // namespace
-
-void InputOptions::AddTo(CLI::App& command) {
-  command.add_option("--input", texts, "A prompt; repeat it for a batch")->allow_extra_args(false);
-  command.add_option("--input-file", file, "A file with one prompt a line: a batch");
-  command.add_option("--tokens", tokens, "A prompt as token ids: 1,2,3; repeat it for a batch")
-      ->allow_extra_args(false)
-      ->delimiter('\0');
-  command.add_option("--input-embeddings", embeddings,
-                     "A .npy file [tokens, hidden], or zeros, tiny, huge: used instead of the embedding's rows");
-  command.add_option("--decode", decode, "Decode this many tokens after the prompt")->check(CLI::NonNegativeNumber);
-}
-
-std::vector<std::string> InputOptions::ForPython() const {
-  std::vector<std::string> out;
-  for (const std::string& text : texts) out.insert(out.end(), {"--input", text});
-  for (const std::string& ids : tokens) out.insert(out.end(), {"--tokens", ids});
-  if (!file.empty()) out.insert(out.end(), {"--input-file", file});
-  if (!embeddings.empty()) out.insert(out.end(), {"--input-embeddings", embeddings});
-  if (decode > 0) out.insert(out.end(), {"--decode", std::to_string(decode)});
-  return out;
-}
-
-void ModelRunOptions::AddTo(CLI::App& command) {
-  command.add_option("model", model, "A Hugging Face Qwen3 directory")->required();
-  command.add_option("--dtype", dtype, "Storage of weights and activations: f32, bf16, f16")
-      ->check(CLI::IsMember({"f32", "bf16", "f16"}));
-  command.add_option("--num-layers", num_layers, "Only the first N layers")->check(CLI::PositiveNumber);
-  command.add_option("--points", points,
-                     "Capture only these points: attn_*,logits (attn_scores and attn_probs must be named)");
-  command.add_option("--layers", layers, "Capture only these layers: 0,2-4");
-  command.add_option("--steps", steps, "Capture only these steps: 0,5-7");
-  command.add_option("--rows", rows, "Capture only these tokens of a step: last:16, or positions 0-3,100");
-}
-
-std::vector<std::vector<int32_t>> PromptTokens(const InputOptions& options, const std::string& model,
-                                               const std::string& python) {
-  std::vector<std::vector<int32_t>> prompts;
-  const bool from_file_alone = !options.embeddings.empty() && options.texts.empty() && options.file.empty() &&
-                               options.embeddings.ends_with(".npy");
-  if (options.tokens.empty() && !from_file_alone) prompts = Tokenized(options, model, python);
-  if (!options.tokens.empty() && (!options.texts.empty() || !options.file.empty())) {
+std::vector<std::vector<int32_t>> PromptTokens(const InputOptions& options, const std::string& model) {
+  const bool has_text = !options.texts.empty() || !options.file.empty();
+  if (!options.tokens.empty() && has_text) {
     throw Error("--tokens cannot stand beside --input or --input-file; give the whole batch in one way");
   }
+  const bool from_file_alone = !has_text && options.embeddings.ends_with(".npy");
+  if (options.tokens.empty()) return from_file_alone ? std::vector<std::vector<int32_t>>() : Tokenized(options, model);
+  std::vector<std::vector<int32_t>> prompts;
   for (const std::string& ids : options.tokens) prompts.push_back(ParseTokens(ids));
   return prompts;
 }

@@ -6,8 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "cli/python.h"
-
 namespace lockstep::cli {
 
 inline constexpr const char* kDefaultInput = "In the beginning God created the heaven and the earth.";
@@ -20,16 +18,20 @@ struct InputOptions {
   int decode = 0;
 
   void AddTo(CLI::App& command);
-  bool Given() const { return !texts.empty() || !file.empty() || !tokens.empty() || !embeddings.empty(); }
-  // As arguments of `python -m lockstep.reference`.
-  std::vector<std::string> ForPython() const;
+  // As arguments of `python -m lockstep.reference`. prompts: of PromptTokens.
+  std::vector<std::string> ForPython(const std::vector<std::vector<int32_t>>& prompts) const;
 };
 
-// Options that both sides know.
-struct ModelRunOptions {
+struct ModelArguments {
   std::string model;
   std::string dtype = "f32";
   int num_layers = -1;
+
+  void AddTo(CLI::App& command);
+};
+
+// Options that both sides know.
+struct ModelRunOptions : ModelArguments {
   std::string points, layers, steps, rows;  // what is captured
 
   void AddTo(CLI::App& command);
@@ -42,9 +44,11 @@ struct SequenceInput {
   std::vector<float> embeddings;  // [T, hidden] to use for the prompt, or empty
 };
 
-// The prompts of the options as token ids. Text goes through the model's tokenizer, in Python.
-std::vector<std::vector<int32_t>> PromptTokens(const InputOptions& options, const std::string& model,
-                                               const std::string& python);
+// "1,2,3". Throws Error that names --tokens.
+std::vector<int32_t> ParseTokens(const std::string& text);
+
+// The prompts of the options as token ids; none where a .npy file of embeddings is all there is. Throws Error.
+std::vector<std::vector<int32_t>> PromptTokens(const InputOptions& options, const std::string& model);
 
 // Every sequence of a trace, so that another implementation can be fed exactly the same. Throws Error if the trace has
 // no ids.

@@ -10,9 +10,9 @@ namespace {
 
 constexpr AddCommand kCommands[] = {
 #ifdef LOCKSTEP_ENGINE
-    AddDebug,     AddCapture,
+    AddDebug,     AddCapture, AddGenerate, AddBench,
 #endif
-    AddReference, AddCompare, AddShow, AddImport, AddExport, AddDoctor,
+    AddReference, AddCompare, AddShow,     AddImport, AddExport, AddDoctor,
 };
 
 int Main(int argc, char** argv) {

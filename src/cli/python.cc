@@ -110,7 +110,8 @@ int WaitFor(pid_t pid, const std::string& what) {
   return WEXITSTATUS(status);
 }
 
-int Spawn(const Python& python, std::vector<std::string> arguments, std::string* output, bool quiet) {
+// With `output`, which receives its stdout, its stderr is dropped.
+int Spawn(const Python& python, std::vector<std::string> arguments, std::string* output) {
   arguments.insert(arguments.begin(), python.executable);
   const std::string what = python.executable + " " + (arguments.size() > 2 ? arguments[2] : "");
   int pipe_ends[2] = {-1, -1};
@@ -120,7 +121,7 @@ int Spawn(const Python& python, std::vector<std::string> arguments, std::string*
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   if (output != nullptr) posix_spawn_file_actions_adddup2(&actions, pipe_ends[1], STDOUT_FILENO);
-  if (quiet) posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
+  if (output != nullptr) posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
   std::vector<std::string> environment = Environment(python);
   pid_t pid = 0;
   const int error = posix_spawn(&pid, python.executable.c_str(), &actions, nullptr, Pointers(arguments).data(),
@@ -154,15 +155,14 @@ Python FindPython(const std::string& given) {
       "no Python: expected --python, LOCKSTEP_PYTHON, ./.venv or python3 in PATH; `lockstep doctor` tells more");
 }
 
-int RunPython(const Python& python, const std::string& module, const std::vector<std::string>& arguments,
-              std::string* output) {
+int RunPython(const Python& python, const std::string& module, const std::vector<std::string>& arguments) {
   std::vector<std::string> all = {"-m", module};
   all.insert(all.end(), arguments.begin(), arguments.end());
-  return Spawn(python, all, output, false);
+  return Spawn(python, all, nullptr);
 }
 
 int RunPythonCode(const Python& python, const std::string& code, std::string* output) {
-  return Spawn(python, {"-c", code}, output, true);
+  return Spawn(python, {"-c", code}, output);
 }
 
 }  // namespace lockstep::cli

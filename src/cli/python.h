@@ -1,4 +1,4 @@
-// The Python side: the reference, the tokenizer and the converters run as child processes.
+// The Python side: the reference and the converters run as child processes.
 #pragma once
 
 #include <string>
@@ -16,12 +16,11 @@ struct Python {
 // source tree that this program was built in, then PATH. Throws Error when a given one cannot be run, or none is found.
 Python FindPython(const std::string& given);
 
-// Runs `python -m module arguments…` with the terminal as its stderr. Returns its exit code. Throws Error when it
-// cannot be started or is killed. If `output` is not null, it receives the child's stdout.
-int RunPython(const Python& python, const std::string& module, const std::vector<std::string>& arguments,
-              std::string* output = nullptr);
+// Runs `python -m module arguments…` with this program's stdout and stderr. Returns its exit code. Throws Error when it
+// cannot be started or is killed.
+int RunPython(const Python& python, const std::string& module, const std::vector<std::string>& arguments);
 
-// Runs `python -c code`, for doctor. Its stderr is dropped.
+// Runs `python -c code`, for doctor. `output` receives its stdout; its stderr is dropped.
 int RunPythonCode(const Python& python, const std::string& code, std::string* output);
 
 }  // namespace lockstep::cli

@@ -8,7 +8,6 @@
 #include <cstdio>
 
 #include "cli/command.h"
-#include "lockstep/engine.h"
 #include "lockstep/error.h"
 
 namespace lockstep::cli {
@@ -27,29 +26,28 @@ std::string PeakMemoryText() {
 
 namespace {
 
-// Shows on a terminal which step and layer the engine is at; what it sees goes on to the trace.
+// Shows on a terminal which step and layer the engine is at; what it sees goes on.
 class ProgressTap : public Tap {
  public:
-  ProgressTap(TraceTap& trace, int64_t layers)
-      : trace_(trace), layers_(layers), terminal_(isatty(STDERR_FILENO) != 0) {}
+  ProgressTap(Tap& next, int64_t layers) : next_(next), layers_(layers), terminal_(isatty(STDERR_FILENO) != 0) {}
   ~ProgressTap() override { Clear(); }
 
   bool Wants(Point point, int layer) override {
-    return (terminal_ && point == Point::kInputHiddenStates) || trace_.Wants(point, layer);
+    return (terminal_ && point == Point::kInputHiddenStates) || next_.Wants(point, layer);
   }
   void OnBegin(const Batch& batch, std::span<const int32_t> positions) override {
     ++steps_;
     tokens_ += batch.tokens.size();
-    trace_.OnBegin(batch, positions);
+    next_.OnBegin(batch, positions);
   }
   void OnTensor(const TapTensor& tensor) override {
     if (terminal_ && tensor.point == Point::kInputHiddenStates) {
       std::fprintf(stderr, "\rc++: step %zu, layer %d of %lld ", steps_, tensor.layer + 1,
                    static_cast<long long>(layers_));
     }
-    if (trace_.Wants(tensor.point, tensor.layer)) trace_.OnTensor(tensor);
+    if (next_.Wants(tensor.point, tensor.layer)) next_.OnTensor(tensor);
   }
-  void OnEnd(std::span<const int32_t> rows, std::span<const int32_t> next) override { trace_.OnEnd(rows, next); }
+  void OnEnd(std::span<const int32_t> rows, std::span<const int32_t> next) override { next_.OnEnd(rows, next); }
 
   void Clear() const {
     if (terminal_) std::fprintf(stderr, "\r\033[K");
@@ -58,7 +56,7 @@ class ProgressTap : public Tap {
   size_t tokens() const { return tokens_; }
 
  private:
-  TraceTap& trace_;
+  Tap& next_;
   int64_t layers_;
   bool terminal_;
   size_t steps_ = 0;
@@ -179,22 +177,45 @@ void PlaceEmbeddings(EngineRun& run, int64_t hidden) {
   }
 }
 
+class TraceOutput : public EngineOutput {
+ public:
+  Tap& Open(const Model& model, const EngineRun& run) override {
+    return trace_.emplace(model, run.out, TapOptions(run.options));
+  }
+  void Close() override { trace_->Close(); }
+
+ private:
+  std::optional<TraceTap> trace_;
+};
+
 }  // namespace
 
-void RunEngine(EngineRun run) {
-  const auto start = std::chrono::steady_clock::now();
-  const std::optional<DType> dtype = ParseDType(run.options.dtype);
-  const Model model = Model::Load(run.options.model, {.dtype = *dtype, .num_layers = run.options.num_layers});
+TraceTapOptions TapOptions(const ModelRunOptions& options) {
+  return {options.points, options.layers, options.steps, options.rows};
+}
+
+void CaptureEngine(EngineRun run) {
+  TraceOutput output;
+  RunEngine(std::move(run), output);
+}
+
+Model LoadModel(const ModelArguments& arguments) {
+  const std::optional<DType> dtype = ParseDType(arguments.dtype);
+  Model model = Model::Load(arguments.model, {.dtype = *dtype, .num_layers = arguments.num_layers});
   for (const std::string& unused : model.checkpoint()->unused()) {
     std::fprintf(stderr, "c++: unused weight: %s\n", unused.c_str());
   }
+  return model;
+}
+
+void RunEngine(EngineRun run, EngineOutput& output) {
+  const auto start = std::chrono::steady_clock::now();
+  const Model model = LoadModel(run.options);
   PlaceEmbeddings(run, model.config().hidden_size);
   Runner runner(run, model);
-  // From here on the input is known to be good, and a trace that is there may be replaced.
-  TraceTap trace(model, run.out, {run.options.points, run.options.layers, run.options.steps, run.options.rows});
-  ProgressTap progress(trace, model.config().num_hidden_layers);
+  ProgressTap progress(output.Open(model, run), model.config().num_hidden_layers);
   runner.Run(&progress);
-  trace.Close();
+  output.Close();
   progress.Clear();
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   std::fprintf(stderr, "c++: %s: %zu steps, %zu tokens, %s, peak memory %s\n", run.out.c_str(), progress.steps(),

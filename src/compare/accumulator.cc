@@ -3,15 +3,16 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <tuple>
 
+#include "base/convert.h"
 #include "base/fingerprint.h"
 
 namespace lockstep {
 namespace {
 
-template <typename T>
-void KeepFirst(std::optional<T>& first, const std::optional<T>& later) {
-  if (!first) first = later;
+void KeepFirst(std::optional<Place>& first, const std::optional<Place>& other) {
+  if (other && (!first || IsBefore(*other, *first))) first = other;
 }
 
 SideStats Stats(const SideTotals& side, DType dtype) {
@@ -34,23 +35,8 @@ bool SameNonFinite(float a, float b) { return (std::isnan(a) && std::isnan(b)) |
 
 }  // namespace
 
-void Products::Add(const Products& other) {
-  aa += other.aa;
-  bb += other.bb;
-  ab += other.ab;
-  dd += other.dd;
-}
-
-double Products::Cosine() const {
-  if (dd == 0) return 1;
-  if (aa == 0 || bb == 0) return 0;
-  // Two roots, for the product of tiny squares may underflow.
-  return std::clamp(ab / (std::sqrt(aa) * std::sqrt(bb)), -1.0, 1.0);
-}
-
-double Products::RelativeL2() const {
-  if (dd == 0) return 0;
-  return bb == 0 ? std::numeric_limits<double>::infinity() : std::sqrt(dd) / std::sqrt(bb);
+bool IsBefore(const Place& a, const Place& b) {
+  return std::tie(a.sequence, a.position, a.head, a.channel) < std::tie(b.sequence, b.position, b.head, b.channel);
 }
 
 void SideTotals::Merge(const SideTotals& other) {
@@ -66,40 +52,42 @@ void SideTotals::Merge(const SideTotals& other) {
 }
 
 void Extreme::Raise(double other, const Place& place) {
-  if (set && !(other > value)) return;
+  if (set && !(other > value) && !(other == value && IsBefore(place, at))) return;
   *this = {other, place, true};
 }
 
 void Extreme::Lower(double other, const Place& place) {
-  if (set && !(other < value)) return;
+  if (set && !(other < value) && !(other == value && IsBefore(place, at))) return;
   *this = {other, place, true};
 }
 
-void Totals::Merge(const Totals& later) {
-  elements += later.elements;
-  products.Add(later.products);
-  abs += later.abs;
-  rel += later.rel;
-  max_rel = std::max(max_rel, later.max_rel);
-  zero_b += later.zero_b;
-  zero_mismatches += later.zero_mismatches;
-  for (size_t i = 0; i < kNumLimits; ++i) within[i] += later.within[i];
-  if (later.max_abs.set && (!max_abs.set || later.max_abs.value > max_abs.value)) {
-    max_abs = later.max_abs;
-    worst_a = later.worst_a;
-    worst_b = later.worst_b;
+void Totals::Merge(const Totals& other) {
+  elements += other.elements;
+  products.Add(other.products);
+  abs += other.abs;
+  rel += other.rel;
+  max_rel = std::max(max_rel, other.max_rel);
+  zero_b += other.zero_b;
+  zero_mismatches += other.zero_mismatches;
+  for (size_t i = 0; i < kNumLimits; ++i) within[i] += other.within[i];
+  if (other.max_abs.set) {
+    max_abs.Raise(other.max_abs.value, other.max_abs.at);
+    if (!IsBefore(max_abs.at, other.max_abs.at) && !IsBefore(other.max_abs.at, max_abs.at)) {
+      worst_a = other.worst_a;
+      worst_b = other.worst_b;
+    }
   }
-  identical = identical && later.identical;
-  a.Merge(later.a);
-  b.Merge(later.b);
-  if (heads.size() < later.heads.size()) heads.resize(later.heads.size());
-  for (size_t i = 0; i < later.heads.size(); ++i) heads[i].Add(later.heads[i]);
-  if (later.worst_token.set) worst_token.Raise(later.worst_token.value, later.worst_token.at);
-  if (later.min_token_cosine.set) min_token_cosine.Lower(later.min_token_cosine.value, later.min_token_cosine.at);
-  mask_mismatches += later.mask_mismatches;
-  non_finite_mismatches += later.non_finite_mismatches;
-  KeepFirst(first_mask_mismatch, later.first_mask_mismatch);
-  KeepFirst(first_non_finite_mismatch, later.first_non_finite_mismatch);
+  identical = identical && other.identical;
+  a.Merge(other.a);
+  b.Merge(other.b);
+  if (heads.size() < other.heads.size()) heads.resize(other.heads.size());
+  for (size_t i = 0; i < other.heads.size(); ++i) heads[i].Add(other.heads[i]);
+  if (other.worst_token.set) worst_token.Raise(other.worst_token.value, other.worst_token.at);
+  if (other.min_token_cosine.set) min_token_cosine.Lower(other.min_token_cosine.value, other.min_token_cosine.at);
+  mask_mismatches += other.mask_mismatches;
+  non_finite_mismatches += other.non_finite_mismatches;
+  KeepFirst(first_mask_mismatch, other.first_mask_mismatch);
+  KeepFirst(first_non_finite_mismatch, other.first_non_finite_mismatch);
 }
 
 void Fill(const Totals& totals, PointResult* result) {
@@ -171,17 +159,30 @@ void RowMeter::End() {
   totals_.min_token_cosine.Lower(token_.Cosine(), row_);
 }
 
-Place RowMeter::At(const Span& span, size_t i) const {
+Place RowMeter::At(const Chunk& chunk, size_t i) const {
   Place place = row_;
-  place.head = span.head;
-  place.channel = span.Channel(i);
+  place.head = chunk.head < 0 ? -1 : chunk.head + static_cast<int>(i / chunk.part);
+  place.channel = chunk.channels ? chunk.channels[i] : chunk.channel_begin + static_cast<int>(i % chunk.part);
   return place;
 }
 
-void RowMeter::Add(const float* a, const float* b, size_t count, int head, int channel_begin, const int32_t* channels) {
-  for (size_t begin = 0; begin < count; begin += kChunk) {
-    AddChunk({a + begin, b + begin, std::min(kChunk, count - begin), head, channel_begin + static_cast<int>(begin),
-              channels ? channels + begin : nullptr});
+// A segment may be longer than a chunk: heads stay whole where they fit.
+void RowMeter::Add(const Segment& segment) {
+  if (segment.count == 0) return;
+  const size_t part = segment.part == 0 ? segment.count : segment.part;
+  const size_t step = part > kChunk ? kChunk : std::min(kChunk / part, kMaxParts) * part;
+  for (size_t begin = 0; begin < segment.count;) {
+    const size_t in_part = begin % part;
+    Segment chunk = segment;
+    chunk.a += begin * DTypeSize(segment.dtype_a);
+    chunk.b += begin * DTypeSize(segment.dtype_b);
+    chunk.count = std::min(step, part > kChunk ? part - in_part : segment.count - begin);
+    chunk.part = std::min(part, chunk.count);
+    if (segment.head >= 0) chunk.head += static_cast<int>(begin / part);
+    chunk.channel_begin += static_cast<int>(in_part);
+    if (chunk.channels) chunk.channels += begin;
+    AddChunk(chunk);
+    begin += chunk.count;
   }
 }
 
@@ -190,99 +191,152 @@ void RowMeter::MaskMismatch(int head, int channel) {
   place.head = head;
   place.channel = channel;
   ++totals_.mask_mismatches;
-  KeepFirst(totals_.first_mask_mismatch, std::optional(place));
+  KeepFirst(totals_.first_mask_mismatch, place);
   totals_.identical = false;
 }
 
-void RowMeter::AddChunk(const Span& span) {
-  const ChunkScan scan = ScanChunk(span.a, span.b, span.count);
-  hash_a_ = SplitMix64(hash_a_ ^ scan.hash_a);
-  hash_b_ = SplitMix64(hash_b_ ^ scan.hash_b);
+void RowMeter::AddChunk(const Segment& segment) {
+  Chunk chunk{{Format::kF32, segment.a, segment.b, segment.count},
+              segment.head,
+              segment.part,
+              segment.channel_begin,
+              segment.channels};
+  if (segment.dtype_a == DType::kBF16 && segment.dtype_b == DType::kBF16) {
+    chunk.pairs.format = Format::kBF16;
+  } else if (segment.dtype_a != DType::kF32 || segment.dtype_b != DType::kF32) {
+    WidenToFloat(segment.dtype_a, segment.a, segment.count, wide_a_);
+    WidenToFloat(segment.dtype_b, segment.b, segment.count, wide_b_);
+    chunk.pairs.a = reinterpret_cast<const std::byte*>(wide_a_);
+    chunk.pairs.b = reinterpret_cast<const std::byte*>(wide_b_);
+  }
+  const ChunkScan scan = kernels_.scan(chunk.pairs);
+  AddHash(segment, scan);
   zero_a_ = zero_a_ && scan.zero_a;
   zero_b_ = zero_b_ && scan.zero_b;
   totals_.identical = totals_.identical && scan.equal;
-  if (!scan.finite) return AddNotFinite(span);
-
-  AddFinite(span, scan.equal);
-  SideTotals &a = totals_.a, &b = totals_.b;
-  a.min = std::min<double>(a.min, scan.min_a);
-  a.max = std::max<double>(a.max, scan.max_a);
-  b.min = std::min<double>(b.min, scan.min_b);
-  b.max = std::max<double>(b.max, scan.max_b);
+  if (scan.finite) {
+    AddFinite(chunk, scan);
+  } else {
+    AddNotFinite(chunk);
+  }
 }
 
-// Sums of both sides and of the pairs; minima and maxima are the caller's.
-void RowMeter::AddFinite(const Span& span, bool equal) {
-  const ChunkSums sums = equal ? SumEqualChunk(span.a, span.count) : SumChunk(span.a, span.b, span.count, limits_);
-  const auto count = static_cast<int64_t>(span.count);
-  totals_.elements += count;
-  totals_.a.count += count;
-  totals_.b.count += count;
-  totals_.a.sum += sums.a;
-  totals_.b.sum += sums.b;
-  totals_.a.squares += sums.aa;
-  totals_.b.squares += sums.bb;
+// A bf16 side is hashed as bf16, also beside another dtype.
+void RowMeter::AddHash(const Segment& segment, const ChunkScan& scan) {
+  uint64_t hash_a = scan.hash_a, hash_b = scan.hash_b;
+  if (segment.dtype_a != segment.dtype_b) {
+    if (segment.dtype_a == DType::kBF16)
+      hash_a = kernels_.scan({Format::kBF16, segment.a, segment.a, segment.count}).hash_a;
+    if (segment.dtype_b == DType::kBF16)
+      hash_b = kernels_.scan({Format::kBF16, segment.b, segment.b, segment.count}).hash_b;
+  }
+  hash_a_ = SplitMix64(hash_a_ ^ hash_a);
+  hash_b_ = SplitMix64(hash_b_ ^ hash_b);
+}
+
+void RowMeter::AddFinite(const Chunk& chunk, const ChunkScan& scan) {
+  Products parts[kMaxParts];
+  const Pairs& pairs = chunk.pairs;
+  const ChunkSums sums =
+      scan.equal ? kernels_.sum_equal(pairs, chunk.part, parts) : kernels_.sum(pairs, chunk.part, limits_, parts);
+  Products products;
+  for (size_t i = 0; i < pairs.count / chunk.part; ++i) {
+    products.Add(parts[i]);
+    if (chunk.head < 0) continue;
+    const size_t head = static_cast<size_t>(chunk.head) + i;
+    if (totals_.heads.size() <= head) totals_.heads.resize(head + 1);
+    totals_.heads[head].Add(parts[i]);
+  }
+  token_.Add(products);
+  totals_.elements += static_cast<int64_t>(pairs.count);
   totals_.abs += sums.abs;
   totals_.rel += sums.rel;
   totals_.max_rel = std::max(totals_.max_rel, sums.max_rel);
-  totals_.zero_b += sums.zero_b;
-  totals_.zero_mismatches += sums.zero_mismatches;
+  totals_.zero_b += scan.zeros_b;
+  totals_.zero_mismatches += scan.zero_mismatches;
   for (size_t i = 0; i < kNumLimits; ++i) totals_.within[i] += sums.within[i];
-
-  const Products products{sums.aa, sums.bb, sums.ab, sums.dd};
-  token_.Add(products);
-  if (span.head >= 0) {
-    const auto head = static_cast<size_t>(span.head);
-    if (totals_.heads.size() <= head) totals_.heads.resize(head + 1);
-    totals_.heads[head].Add(products);
-  }
-  if (totals_.max_abs.set && !(sums.max_abs > totals_.max_abs.value)) return;
-  size_t i = 0;
-  while (i + 1 < span.count && std::abs(static_cast<double>(span.a[i]) - span.b[i]) != sums.max_abs) ++i;
-  totals_.max_abs = {sums.max_abs, At(span, i), true};
-  totals_.worst_a = span.a[i];
-  totals_.worst_b = span.b[i];
+  const auto add = [&](double sum, double squares, float min, float max, SideTotals* side) {
+    side->count += static_cast<int64_t>(pairs.count);
+    side->sum += sum;
+    side->squares += squares;
+    side->min = std::min<double>(side->min, min);
+    side->max = std::max<double>(side->max, max);
+  };
+  add(sums.a, products.aa, scan.min_a, scan.max_a, &totals_.a);
+  add(sums.b, products.bb, scan.min_b, scan.max_b, &totals_.b);
+  RaiseMaximum(chunk, sums.max_abs);
 }
 
-// The slow way: pairs of finite values are packed together, the others are counted.
-void RowMeter::AddNotFinite(const Span& span) {
+void RowMeter::RaiseMaximum(const Chunk& chunk, double max_abs) {
+  const Extreme& so_far = totals_.max_abs;
+  if (so_far.set && (max_abs < so_far.value || (max_abs == so_far.value && !IsBefore(At(chunk, 0), so_far.at)))) return;
+  const size_t i = kernels_.find(chunk.pairs, max_abs);
+  const auto value = [&](const std::byte* values) {
+    return chunk.pairs.format == Format::kBF16 ? ToFloat(LoadElement<BF16>(values, i)) : LoadElement<float>(values, i);
+  };
+  totals_.max_abs = {max_abs, At(chunk, i), true};
+  totals_.worst_a = value(chunk.pairs.a);
+  totals_.worst_b = value(chunk.pairs.b);
+}
+
+// The slow way, head by head.
+void RowMeter::AddNotFinite(const Chunk& chunk) {
+  const Pairs& pairs = chunk.pairs;
   float a[kChunk], b[kChunk];
+  const DType dtype = pairs.format == Format::kBF16 ? DType::kBF16 : DType::kF32;
+  WidenToFloat(dtype, pairs.a, pairs.count, a);
+  WidenToFloat(dtype, pairs.b, pairs.count, b);
+  for (size_t begin = 0; begin < pairs.count; begin += chunk.part) {
+    Chunk part = chunk;
+    part.pairs.count = chunk.part;
+    if (chunk.head >= 0) part.head += static_cast<int>(begin / chunk.part);
+    if (chunk.channels) part.channels += begin;
+    AddNotFinitePart(a + begin, b + begin, part);
+  }
+}
+
+// Pairs of finite values are packed together, the others are counted.
+void RowMeter::AddNotFinitePart(const float* a, const float* b, const Chunk& chunk) {
+  float packed_a[kChunk], packed_b[kChunk];
   int32_t channels[kChunk];
   size_t count = 0;
   // AddFinite adds the pairs to both sides' sums; the values whose partner is not finite are added to their side alone.
-  for (size_t i = 0; i < span.count; ++i) {
-    const bool finite_a = std::isfinite(span.a[i]), finite_b = std::isfinite(span.b[i]);
+  for (size_t i = 0; i < chunk.pairs.count; ++i) {
+    const bool finite_a = std::isfinite(a[i]), finite_b = std::isfinite(b[i]);
     if (finite_a && finite_b) {
-      a[count] = span.a[i];
-      b[count] = span.b[i];
-      channels[count++] = span.Channel(i);
+      packed_a[count] = a[i];
+      packed_b[count] = b[i];
+      channels[count++] = At(chunk, i).channel;
       continue;
     }
-    if (!SameNonFinite(span.a[i], span.b[i])) {
+    if (!SameNonFinite(a[i], b[i])) {
       ++totals_.non_finite_mismatches;
-      KeepFirst(totals_.first_non_finite_mismatch, std::optional(At(span, i)));
+      KeepFirst(totals_.first_non_finite_mismatch, At(chunk, i));
     }
     const auto alone = [](float value, SideTotals* side) {
       ++side->count;
       side->sum += value;
       side->squares += static_cast<double>(value) * value;
     };
-    if (finite_a) alone(span.a[i], &totals_.a);
-    if (finite_b) alone(span.b[i], &totals_.b);
+    if (finite_a) alone(a[i], &totals_.a);
+    if (finite_b) alone(b[i], &totals_.b);
   }
-  CountSide(span.a, span, &totals_.a);
-  CountSide(span.b, span, &totals_.b);
-  if (count > 0) AddFinite({a, b, count, span.head, 0, channels}, std::equal(a, a + count, b));
+  CountSide(a, chunk, &totals_.a);
+  CountSide(b, chunk, &totals_.b);
+  if (count == 0) return;
+  const Pairs pairs{Format::kF32, reinterpret_cast<const std::byte*>(packed_a),
+                    reinterpret_cast<const std::byte*>(packed_b), count};
+  AddFinite({pairs, chunk.head, count, 0, channels}, kernels_.scan(pairs));
 }
 
-void RowMeter::CountSide(const float* values, const Span& span, SideTotals* side) {
-  for (size_t i = 0; i < span.count; ++i) {
+void RowMeter::CountSide(const float* values, const Chunk& chunk, SideTotals* side) {
+  for (size_t i = 0; i < chunk.pairs.count; ++i) {
     if (std::isnan(values[i])) {
       ++side->nans;
-      KeepFirst(side->first_nan, std::optional(At(span, i)));
+      KeepFirst(side->first_nan, At(chunk, i));
     } else if (std::isinf(values[i])) {
       ++side->infs;
-      KeepFirst(side->first_inf, std::optional(At(span, i)));
+      KeepFirst(side->first_inf, At(chunk, i));
     } else {
       side->min = std::min<double>(side->min, values[i]);
       side->max = std::max<double>(side->max, values[i]);

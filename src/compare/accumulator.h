@@ -5,21 +5,13 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "compare/kernels.h"
 #include "lockstep/compare.h"
 
 namespace lockstep {
-
-// Enough for the cosine and the relative L2 of a part of the tensor. a is the candidate, b the reference.
-struct Products {
-  double aa = 0, bb = 0, ab = 0, dd = 0;
-
-  void Add(const Products& other);
-  double Cosine() const;
-  double RelativeL2() const;
-};
 
 struct SideTotals {
   int64_t count = 0;  // of finite values
@@ -33,7 +25,10 @@ struct SideTotals {
   void Merge(const SideTotals& other);
 };
 
-// An extreme and where it is; strict comparison keeps the first of equals.
+// In order of sequence, position, head and channel.
+bool IsBefore(const Place& a, const Place& b);
+
+// An extreme and where it is: the first place of equals, whatever the order in which they come.
 struct Extreme {
   double value = 0;
   Place at;
@@ -58,52 +53,70 @@ struct Totals {
   int64_t mask_mismatches = 0, non_finite_mismatches = 0;
   std::optional<Place> first_mask_mismatch, first_non_finite_mismatch;
 
-  // REQUIRES: `later` holds rows after these.
-  void Merge(const Totals& later);
+  void Merge(const Totals& other);
 };
 
 void Fill(const Totals& totals, PointResult* result);
 
-// Adds rows to Totals. Begin, then segments (a whole row, or one head after the other), then End.
+// Pairs of one row that lie one after the other on each side: a whole row, one head, or several whole heads.
+struct Segment {
+  DType dtype_a = DType::kF32;
+  const std::byte* a = nullptr;
+  DType dtype_b = DType::kF32;
+  const std::byte* b = nullptr;
+  size_t count = 0;
+  int head = -1;                      // the first; -1: the point has no heads
+  size_t part = 0;                    // elements of a head; 0: all are of one
+  int channel_begin = 0;              // of the first pair
+  const int32_t* channels = nullptr;  // [count], or null for channel_begin, channel_begin + 1, …
+};
+
+// Adds rows to Totals: Begin, then segments, then End.
 class RowMeter {
  public:
-  RowMeter(Totals* totals, const Limit* limits) : totals_(*totals), limits_(limits) {}
+  // limits: kNumTolerances, or kNumLimits with the user's.
+  RowMeter(Totals* totals, std::span<const Limit> limits) : totals_(*totals), limits_(limits) {}
 
   void Begin(int32_t sequence, int32_t position);
-  // channels: [count], or null for channel_begin, channel_begin + 1, …
-  void Add(const float* a, const float* b, size_t count, int head, int channel_begin,
-           const int32_t* channels = nullptr);
+  // REQUIRES: segment.count is a multiple of segment.part, unless that is 0.
+  void Add(const Segment& segment);
   void MaskMismatch(int head, int channel);
   void End();
 
-  // Of the row that ended last; 0 where all values are zero.
+  // Of the row that ended last; 0 where all values are zero. Equal bytes of one dtype have equal hashes, whatever the
+  // other side's dtype is.
   uint64_t hash_a() const { return zero_a_ ? 0 : hash_a_ | 1; }
   uint64_t hash_b() const { return zero_b_ ? 0 : hash_b_ | 1; }
+  const Products& products() const { return token_; }
 
  private:
-  struct Span {
-    const float* a;
-    const float* b;
-    size_t count;
+  // At most kChunk pairs in one format, and where they are.
+  struct Chunk {
+    Pairs pairs;
     int head;
+    size_t part;
     int channel_begin;
     const int32_t* channels;
-
-    int Channel(size_t i) const { return channels ? channels[i] : channel_begin + static_cast<int>(i); }
   };
 
-  Place At(const Span& span, size_t i) const;
-  void AddChunk(const Span& span);
-  void AddFinite(const Span& span, bool equal);
-  void AddNotFinite(const Span& span);
-  void CountSide(const float* values, const Span& span, SideTotals* side);
+  Place At(const Chunk& chunk, size_t i) const;
+  void AddChunk(const Segment& segment);
+  void AddHash(const Segment& segment, const ChunkScan& scan);
+  void AddFinite(const Chunk& chunk, const ChunkScan& scan);
+  void RaiseMaximum(const Chunk& chunk, double max_abs);
+  void AddNotFinite(const Chunk& chunk);
+  void AddNotFinitePart(const float* a, const float* b, const Chunk& chunk);
+  void CountSide(const float* values, const Chunk& chunk, SideTotals* side);
 
+  const Kernels& kernels_ = BestKernels();
   Totals& totals_;
-  const Limit* limits_;
+  std::span<const Limit> limits_;
   Place row_;
   Products token_;
   uint64_t hash_a_ = 0, hash_b_ = 0;
   bool zero_a_ = true, zero_b_ = true;
+  alignas(64) float wide_a_[kChunk];  // where the two sides' dtypes differ, or neither is f32 nor bf16
+  alignas(64) float wide_b_[kChunk];
 };
 
 }  // namespace lockstep

@@ -1,26 +1,9 @@
 #include "lockstep/compare.h"
 
+#include "compare/readers.h"
 #include "compare/views.h"
-#include "lockstep/trace.h"
 
 namespace lockstep {
-namespace {
-
-std::vector<TraceReader> OpenAll(const std::vector<std::string>& paths, std::string_view side) {
-  if (paths.empty()) throw Error("no trace of the " + std::string(side) + " was given");
-  std::vector<TraceReader> readers;
-  for (const std::string& path : paths) readers.push_back(TraceReader::Open(path));
-  return readers;
-}
-
-std::vector<TraceView> Views(const std::vector<TraceReader>& readers) {
-  std::vector<TraceView> views;
-  for (const TraceReader& reader : readers) views.push_back({reader.path(), &reader.meta(), &reader.steps()});
-  return views;
-}
-
-}  // namespace
-
 std::string_view SideName(Side side) { return side == Side::kReference ? "reference" : "candidate"; }
 
 std::string_view FailureKindName(FailureKind kind) {
@@ -46,11 +29,8 @@ CompareResult Compare(const std::vector<std::string>& reference_traces,
   const std::vector<TraceReader> reference = OpenAll(reference_traces, SideName(Side::kReference));
   const std::vector<TraceReader> candidate = OpenAll(candidate_traces, SideName(Side::kCandidate));
   CompareResult result = CompareViews(Views(reference), Views(candidate), options);
-  for (const auto* readers : {&reference, &candidate}) {
-    for (const TraceReader& reader : *readers) {
-      result.notes.insert(result.notes.end(), reader.warnings().begin(), reader.warnings().end());
-    }
-  }
+  NoteWarnings(reference, &result.notes);
+  NoteWarnings(candidate, &result.notes);
   return result;
 }
 

@@ -1,6 +1,7 @@
 #include "compare/completeness.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <string_view>
 
@@ -97,6 +98,19 @@ void CheckZerosOf(Side side, const ComparedPoint& point, std::vector<Failure>* f
     failures->push_back(
         {FailureKind::kAllZero, side, point.name, "all values are zero in " + StepsText(steps) + other});
   }
+}
+
+// Of two rows of one side. Of a live candidate only the distances to the reference are left; its rows are asked for
+// where the reference's are equal, so that they differ at least by the difference of those.
+double DistanceOf(const PointRows& point, RowAt row, const PointRows& earlier, RowAt earlier_row) {
+  const auto piece = static_cast<size_t>(row.piece), earlier_piece = static_cast<size_t>(earlier_row.piece);
+  if (point.digests == nullptr || earlier.digests == nullptr) {
+    return RowDistance(point.pieces[piece], row.row, earlier.pieces[earlier_piece], earlier_row.row);
+  }
+  const RowDigest& a = (*point.digests)[piece][static_cast<size_t>(row.row)];
+  const RowDigest& b = (*earlier.digests)[earlier_piece][static_cast<size_t>(earlier_row.row)];
+  const double distance = std::abs(double{a.distance} - b.distance);
+  return distance == 0 ? 0 : distance / b.norm;
 }
 
 bool StepsDiffer(const ComparedPoint& point, Side side, const std::vector<size_t>& rows,
@@ -237,10 +251,7 @@ bool RowsDiffer(const PointRows& point, const std::vector<RowAt>& rows, const Po
                 const std::vector<RowAt>& earlier_rows, double distinct) {
   constexpr size_t kLooked = 64;  // rows; enough to tell stale from equal
   for (size_t i = 0; i < std::min({rows.size(), earlier_rows.size(), kLooked}); ++i) {
-    const double distance =
-        RowDistance(point.pieces[static_cast<size_t>(rows[i].piece)], rows[i].row,
-                    earlier.pieces[static_cast<size_t>(earlier_rows[i].piece)], earlier_rows[i].row);
-    if (distance > distinct) return true;
+    if (DistanceOf(point, rows[i], earlier, earlier_rows[i]) > distinct) return true;
   }
   return false;
 }

@@ -30,6 +30,12 @@ bool Promises(const SideRuns& side, const std::string& name);
 void CheckRows(const SideRuns& side, const std::string& name, int num_layers, const std::vector<Key>& lacking,
                const std::set<Key>& selected, std::vector<Failure>* failures);
 
+// Of the values, by joined row; 0: the row is all zeros.
+struct RowHashes {
+  std::vector<uint64_t> reference;
+  std::vector<uint64_t> candidate;
+};
+
 // A point of both sides with its rows joined and hashed.
 struct ComparedPoint {
   std::string name;

@@ -238,15 +238,20 @@ void AddRows(const Run& run, const StepTensors& where, const std::map<int, int>&
 
 // The same token twice in one step. Different tokens at one position are the branches of a speculation.
 void CheckTwice(const std::string& name, Side side, const PointRows& point, std::vector<Failure>* failures) {
-  std::set<std::tuple<size_t, size_t, int32_t, int32_t, int32_t>> seen;
-  for (const RowRef& row : point.rows) {
+  const auto key = [&](const RowRef& row) {
     const StepTensors& where = point.where[static_cast<size_t>(row.at.piece)];
-    if (seen.insert({where.run, where.step, row.sequence, row.position, row.input_id}).second) continue;
-    failures->push_back({FailureKind::kDuplicate, side, name,
-                         "step " + std::to_string(where.step) + " holds sequence " + std::to_string(row.sequence) +
-                             ", position " + std::to_string(row.position) + " twice"});
-    return;
-  }
+    return std::tuple(where.run, where.step, row.sequence, row.position, row.input_id);
+  };
+  std::vector<RowRef> rows = point.rows;
+  const auto before = [&](const RowRef& a, const RowRef& b) { return key(a) < key(b); };
+  if (!std::is_sorted(rows.begin(), rows.end(), before)) std::sort(rows.begin(), rows.end(), before);
+  const auto twice =
+      std::adjacent_find(rows.begin(), rows.end(), [&](const auto& a, const auto& b) { return key(a) == key(b); });
+  if (twice == rows.end()) return;
+  const size_t step = point.where[static_cast<size_t>(twice->at.piece)].step;
+  failures->push_back({FailureKind::kDuplicate, side, name,
+                       "step " + std::to_string(step) + " holds sequence " + std::to_string(twice->sequence) +
+                           ", position " + std::to_string(twice->position) + " twice"});
 }
 
 bool SameId(const RowRef& a, const RowRef& b) { return a.input_id < 0 || b.input_id < 0 || a.input_id == b.input_id; }
@@ -349,8 +354,9 @@ PointRows CollectRows(const SideRuns& side, const std::string& name, const std::
 Joined JoinRows(std::vector<RowRef> reference, std::vector<RowRef> candidate) {
   const auto key = [](const RowRef& row) { return Key{row.sequence, row.position}; };
   const auto before = [&](const RowRef& a, const RowRef& b) { return key(a) < key(b); };
-  std::stable_sort(reference.begin(), reference.end(), before);
-  std::stable_sort(candidate.begin(), candidate.end(), before);
+  for (std::vector<RowRef>* rows : {&reference, &candidate}) {
+    if (!std::is_sorted(rows->begin(), rows->end(), before)) std::stable_sort(rows->begin(), rows->end(), before);
+  }
   const auto group_end = [&](const std::vector<RowRef>& rows, size_t begin) {
     size_t end = begin;
     while (end < rows.size() && key(rows[end]) == key(rows[begin])) ++end;
@@ -389,6 +395,26 @@ Joined JoinRows(std::vector<RowRef> reference, std::vector<RowRef> candidate) {
     j = j_end;
   }
   return joined;
+}
+
+const RowRef* FindRow(const std::vector<RowRef>& reference, const RowRef& candidate, size_t* hint) {
+  const auto key = [](const RowRef& row) { return Key{row.sequence, row.position}; };
+  const Key wanted = key(candidate);
+  size_t begin = *hint;
+  const bool at_hint = begin < reference.size() && key(reference[begin]) == wanted &&
+                       (begin == 0 || key(reference[begin - 1]) != wanted);
+  if (!at_hint) {
+    const auto found = std::lower_bound(reference.begin(), reference.end(), wanted,
+                                        [&](const RowRef& row, const Key& k) { return key(row) < k; });
+    begin = static_cast<size_t>(found - reference.begin());
+  }
+  size_t end = begin;
+  while (end < reference.size() && key(reference[end]) == wanted) ++end;
+  *hint = end;
+  for (size_t i = end; i-- > begin;) {
+    if (SameId(reference[i], candidate)) return &reference[i];
+  }
+  return nullptr;
 }
 
 std::set<Key> SelectedKeys(const SideRuns& side, const std::map<int, int>& numbers) {

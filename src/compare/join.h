@@ -21,6 +21,7 @@ struct TraceView {
   std::string path;
   const TraceMeta* meta = nullptr;
   const std::vector<TraceStep>* steps = nullptr;
+  bool mapped = false;  // the data are pages of files: they are given back once they were compared
 };
 
 inline constexpr int32_t kUnknownId = -1;
@@ -75,6 +76,8 @@ struct PointRows {
   std::vector<StepTensors> where;  // by piece
   std::vector<Piece> pieces;
   std::vector<RowRef> rows;  // of paired sequences, in the order written
+  // By piece and row; null where the values themselves can be read.
+  const std::vector<std::vector<RowDigest>>* digests = nullptr;
 };
 
 // `numbers`: from the side's sequence numbers to the reference's, paired ones only. Problems become failures; unusable
@@ -100,6 +103,10 @@ struct Joined {
 
 // Rows match by (sequence, position, input_id); of recomputed ones the last that match.
 Joined JoinRows(std::vector<RowRef> reference, std::vector<RowRef> candidate);
+
+// The row of the reference, sorted by key, that a row of the candidate meets: of recomputed ones the last that
+// matches; null if there is none. `hint`: where to look first; the index behind the row found is left there.
+const RowRef* FindRow(const std::vector<RowRef>& reference, const RowRef& candidate, size_t* hint);
 
 // Tokens that the side ran and that its selection of steps and rows covers.
 std::set<Key> SelectedKeys(const SideRuns& side, const std::map<int, int>& numbers);

@@ -5,10 +5,10 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "base/convert.h"
 #include "base/parallel.h"
-#include "compare/accumulator.h"
 
 namespace lockstep {
 namespace {
@@ -17,68 +17,21 @@ constexpr int64_t kBlockElements = 1 << 16;
 
 // Buffers of one thread's block.
 struct Scratch {
+  std::vector<std::byte> row_a, row_b;  // gathered
   std::vector<float> a, b;
 };
-
-// A row that is one run of memory, taken chunk by chunk; equal bytes are found before anything is converted.
-class StoredRow {
- public:
-  StoredRow(const Piece& piece, int64_t row) : dtype_(piece.dtype()), data_(piece.Contiguous(row)) {}
-
-  explicit operator bool() const { return data_ != nullptr; }
-  const std::byte* At(size_t begin) const { return data_ + begin * DTypeSize(dtype_); }
-  DType dtype() const { return dtype_; }
-
-  const float* Load(size_t begin, size_t count, float* buffer) const {
-    const std::byte* data = At(begin);
-    if (dtype_ == DType::kF32 && reinterpret_cast<uintptr_t>(data) % alignof(float) == 0) {
-      return reinterpret_cast<const float*>(data);
-    }
-    WidenToFloat(dtype_, data, count, buffer);
-    return buffer;
-  }
-
- private:
-  DType dtype_;
-  const std::byte* data_;
-};
-
-bool SameBytes(const StoredRow& a, const StoredRow& b, size_t begin, size_t count) {
-  return a.dtype() == b.dtype() && std::memcmp(a.At(begin), b.At(begin), count * DTypeSize(a.dtype())) == 0;
-}
-
-void MeasureStored(const StoredRow& a, const StoredRow& b, size_t begin, size_t count, int head, RowMeter& meter) {
-  alignas(64) float buffer_a[kChunk], buffer_b[kChunk];
-  for (size_t i = 0; i < count; i += kChunk) {
-    const size_t length = std::min(kChunk, count - i);
-    const float* values_a = a.Load(begin + i, length, buffer_a);
-    const float* values_b = SameBytes(a, b, begin + i, length) ? values_a : b.Load(begin + i, length, buffer_b);
-    meter.Add(values_a, values_b, length, head, static_cast<int>(i));
-  }
-}
 
 void MeasurePlainRow(const PointPass& pass, const JoinedRow& joined, RowMeter& meter, Scratch& scratch) {
   const Piece& piece_a = (*pass.candidate)[joined.candidate.piece];
   const Piece& piece_b = (*pass.reference)[joined.reference.piece];
+  const bool by_head = pass.kind == RowKind::kHeads;
   const auto size = static_cast<size_t>(piece_b.row_size());
-  const size_t heads = pass.kind == RowKind::kHeads ? static_cast<size_t>(piece_b.row_shape()[0]) : 1;
-  if (size == 0 || heads == 0) return;
-  const size_t length = size / heads;
-  const StoredRow a(piece_a, joined.candidate.row), b(piece_b, joined.reference.row);
-  if (!a || !b) {
-    scratch.a.resize(size);
-    scratch.b.resize(size);
-    piece_a.Read(joined.candidate.row, scratch.a.data());
-    piece_b.Read(joined.reference.row, scratch.b.data());
-  }
-  for (size_t head = 0; head < heads; ++head) {
-    const int number = pass.kind == RowKind::kHeads ? static_cast<int>(head) : -1;
-    if (a && b) {
-      MeasureStored(a, b, head * length, length, number, meter);
-    } else {
-      meter.Add(scratch.a.data() + head * length, scratch.b.data() + head * length, length, number, 0);
-    }
-  }
+  if (size == 0) return;
+  const Piece::Row a = piece_a.At(joined.candidate.row, scratch.row_a);
+  const Piece::Row b = piece_b.At(joined.reference.row, scratch.row_b);
+  Segment segment{a.dtype, a.data, b.dtype, b.data, size};
+  if (by_head) segment.head = 0, segment.part = size / static_cast<size_t>(piece_b.row_shape()[0]);
+  meter.Add(segment);
 }
 
 // One side's attention row by absolute key position, as far as the row's own; what lies beyond is only checked.
@@ -168,8 +121,33 @@ void MeasureAttentionRow(const PointPass& pass, const JoinedRow& joined, RowMete
     const int32_t beyond_b = row_b.Unmasked(static_cast<size_t>(head), pairs.entries_b);
     pairs.Merge(pass.kind, head, meter);
     if (beyond_a >= 0 || beyond_b >= 0) meter.MaskMismatch(head, std::max(beyond_a, beyond_b));
-    meter.Add(pairs.a.data(), pairs.b.data(), pairs.keys.size(), head, 0, pairs.keys.data());
+    const auto bytes = [](const std::vector<float>& values) {
+      return reinterpret_cast<const std::byte*>(values.data());
+    };
+    Segment segment{DType::kF32, bytes(pairs.a), DType::kF32, bytes(pairs.b), pairs.keys.size(), head};
+    segment.channels = pairs.keys.data();
+    meter.Add(segment);
   }
+}
+
+// Rows [begin, end) that are added up one after the other.
+struct Block {
+  size_t begin = 0;
+  size_t end = 0;
+};
+
+// Cut by the shapes and pieces of the candidate alone, never by the number of threads.
+std::vector<Block> CutBlocks(const PointPass& pass) {
+  std::vector<Block> blocks;
+  for (size_t i = 0; i < pass.rows.size(); ++i) {
+    const int32_t piece = pass.rows[i].candidate.piece;
+    const int64_t row_size = std::max<int64_t>(1, (*pass.candidate)[static_cast<size_t>(piece)].row_size());
+    const auto most = static_cast<size_t>(std::max<int64_t>(1, kBlockElements / row_size));
+    const bool same = !blocks.empty() && pass.rows[blocks.back().begin].candidate.piece == piece;
+    if (!same || i - blocks.back().begin >= most) blocks.push_back({i, i});
+    blocks.back().end = i + 1;
+  }
+  return blocks;
 }
 
 }  // namespace
@@ -181,40 +159,46 @@ bool IsMasked(float score, DType dtype) {
   return score <= lowest / 2;
 }
 
-RowHashes Measure(const PointPass& pass, PointResult* result) {
-  const auto rows = static_cast<int64_t>(pass.rows.size());
-  RowHashes hashes;
-  hashes.reference.resize(pass.rows.size());
-  hashes.candidate.resize(pass.rows.size());
-  if (rows == 0) return hashes;
-
+std::vector<RowDigest> MeasureRows(const PointPass& pass, Totals* totals) {
   Limit limits[kNumLimits];
   for (size_t i = 0; i < kTolerances.size(); ++i) limits[i] = {kTolerances[i], kTolerances[i]};
   if (pass.user) limits[kTolerances.size()] = *pass.user;
-
-  // Blocks are cut by the shape alone, never by the number of threads.
-  const int64_t row_size = std::max<int64_t>(1, (*pass.reference)[pass.rows[0].reference.piece].row_size());
-  const int64_t block_rows = std::max<int64_t>(1, kBlockElements / row_size);
-  const int64_t blocks = (rows + block_rows - 1) / block_rows;
-  std::vector<Totals> totals(static_cast<size_t>(blocks));
+  const std::span<const Limit> used = std::span(limits).first(pass.user ? kNumLimits : kNumTolerances);
   const bool attention = pass.kind == RowKind::kScores || pass.kind == RowKind::kProbs;
-  ParallelFor(blocks, [&](int64_t block) {
+
+  std::vector<RowDigest> digests(pass.rows.size());
+  const auto measure = [&](const Block& block, Totals* sums) {
     Scratch scratch;
-    RowMeter meter(&totals[static_cast<size_t>(block)], limits);
-    const int64_t end = std::min(rows, (block + 1) * block_rows);
-    for (int64_t i = block * block_rows; i < end; ++i) {
-      const JoinedRow& joined = pass.rows[static_cast<size_t>(i)];
+    RowMeter meter(sums, used);
+    for (size_t i = block.begin; i < block.end; ++i) {
+      const JoinedRow& joined = pass.rows[i];
       meter.Begin(joined.sequence, joined.position);
       (attention ? MeasureAttentionRow : MeasurePlainRow)(pass, joined, meter, scratch);
       meter.End();
-      hashes.candidate[static_cast<size_t>(i)] = meter.hash_a();
-      hashes.reference[static_cast<size_t>(i)] = meter.hash_b();
+      const Products& products = meter.products();
+      digests[i] = {meter.hash_b(), meter.hash_a(), static_cast<float>(std::sqrt(products.aa)),
+                    static_cast<float>(std::sqrt(products.dd))};
     }
-  });
-  for (size_t i = 1; i < totals.size(); ++i) totals[0].Merge(totals[i]);
-  if (pass.user) result->within_user = 0;
-  Fill(totals[0], result);
-  return hashes;
+  };
+  // So many blocks at a time that their sums stay small.
+  constexpr size_t kBatch = 1024;
+  const std::vector<Block> blocks = CutBlocks(pass);
+  Totals piece_totals;
+  int32_t of_piece = -1;
+  for (size_t begin = 0; begin < blocks.size(); begin += kBatch) {
+    std::vector<Totals> sums(std::min(kBatch, blocks.size() - begin));
+    ParallelFor(static_cast<int64_t>(sums.size()),
+                [&](int64_t i) { measure(blocks[begin + static_cast<size_t>(i)], &sums[static_cast<size_t>(i)]); });
+    // Piece by piece, so that it does not matter whether they come in one call.
+    for (size_t i = 0; i < sums.size(); ++i) {
+      const int32_t piece = pass.rows[blocks[begin + i].begin].candidate.piece;
+      if (piece != of_piece) totals->Merge(std::exchange(piece_totals, {}));
+      of_piece = piece;
+      piece_totals.Merge(sums[i]);
+    }
+  }
+  totals->Merge(piece_totals);
+  return digests;
 }
 
 double RowDistance(const Piece& piece_a, int64_t row_a, const Piece& piece_b, int64_t row_b) {

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "compare/accumulator.h"
 #include "compare/kernels.h"
 #include "compare/rows.h"
 #include "lockstep/compare.h"
@@ -41,15 +42,19 @@ struct PointPass {
   std::optional<Limit> user;
 };
 
-// Of the values as f32, by joined row; 0: the row is all zeros.
-struct RowHashes {
-  std::vector<uint64_t> reference;
-  std::vector<uint64_t> candidate;
+// Of one joined row.
+struct RowDigest {
+  // Hashes of the values; 0: all are zeros.
+  uint64_t reference = 0;
+  uint64_t candidate = 0;
+  float norm = 0;      // of the candidate's row
+  float distance = 0;  // |candidate - reference|
 };
 
-// Fills every figure of `result` except names, classes and what the join counts. The same whatever the number of
-// threads.
-RowHashes Measure(const PointPass& pass, PointResult* result);
+// Adds the rows to `totals`, one ParallelFor over blocks of them, and returns what is kept of each row. The sums are
+// the same whatever the number of threads, and whether the rows come at once or, in the same order, in calls of whole
+// pieces of the candidate. REQUIRES: rows sorted by the candidate's piece and row.
+std::vector<RowDigest> MeasureRows(const PointPass& pass, Totals* totals);
 
 // |a - b| / |b| of two rows of one side, for telling stale data from data that hardly changes; 0 where their sizes
 // differ (attention).

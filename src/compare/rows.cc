@@ -41,19 +41,17 @@ bool IsContiguous(const RowView& view) {
   return true;
 }
 
-// Walks the row in canonical order; runs of unit stride are converted at once.
-void GatherAxis(const RowView& view, size_t axis, const std::byte* data, float*& out) {
+// Walks the row in canonical order; runs of unit stride are copied at once.
+void GatherAxis(const RowView& view, size_t axis, const std::byte* data, std::byte*& out) {
   const size_t size = DTypeSize(view.tensor->dtype);
   const int64_t count = view.shape[axis], stride = view.strides[axis];
-  if (axis + 1 == view.shape.size() && stride == 1) {
-    WidenToFloat(view.tensor->dtype, data, static_cast<size_t>(count), out);
-    out += count;
-    return;
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    const std::byte* element = data + static_cast<size_t>(i * stride) * size;
-    if (axis + 1 == view.shape.size()) {
-      WidenToFloat(view.tensor->dtype, element, 1, out++);
+  const bool last = axis + 1 == view.shape.size();
+  const size_t run = last && stride == 1 ? static_cast<size_t>(count) : 1;
+  for (int64_t i = 0; i < count; i += static_cast<int64_t>(run)) {
+    const std::byte* element = data + i * stride * static_cast<int64_t>(size);
+    if (last) {
+      std::memcpy(out, element, run * size);
+      out += run * size;
     } else {
       GatherAxis(view, axis + 1, element, out);
     }
@@ -61,16 +59,7 @@ void GatherAxis(const RowView& view, size_t axis, const std::byte* data, float*&
 }
 
 const std::byte* RowBegin(const RowView& view, int64_t row) {
-  return view.tensor->data + static_cast<size_t>(row * view.token_stride) * DTypeSize(view.tensor->dtype);
-}
-
-void ReadView(const RowView& view, int64_t row, float* out) {
-  const std::byte* data = RowBegin(view, row);
-  if (view.contiguous) {
-    WidenToFloat(view.tensor->dtype, data, static_cast<size_t>(Product(view.shape)), out);
-  } else {
-    GatherAxis(view, 0, data, out);
-  }
+  return view.tensor->data + row * view.token_stride * static_cast<int64_t>(DTypeSize(view.tensor->dtype));
 }
 
 bool SameBytes(const TraceTensor& a, const TraceTensor& b) {
@@ -82,9 +71,11 @@ std::string RankText(const TraceTensor& tensor) { return "rank " + std::to_strin
 
 }  // namespace
 
-RowView ViewRows(const TraceTensor& tensor, const std::vector<std::string>& axes) {
-  std::vector<int64_t> strides(tensor.shape.size(), 1);
-  for (size_t i = tensor.shape.size(); i-- > 1;) strides[i - 1] = strides[i] * tensor.shape[i];
+RowView ViewRows(const TraceTensor& tensor, const std::vector<std::string>& axes, std::vector<int64_t> strides) {
+  if (strides.empty()) {
+    strides.assign(tensor.shape.size(), 1);
+    for (size_t i = tensor.shape.size(); i-- > 1;) strides[i - 1] = strides[i] * tensor.shape[i];
+  }
 
   RowView view;
   view.tensor = &tensor;
@@ -112,6 +103,14 @@ Piece Piece::Build(const std::vector<const TraceTensor*>& tensors, const std::ve
     piece.JoinReplicas(problems);
   }
   piece.shard_shape_ = piece.row_shape_;
+  piece.row_size_ = Product(piece.row_shape_);
+  return piece;
+}
+
+Piece Piece::View(const TraceTensor& tensor, const std::vector<std::string>& axes, std::vector<int64_t> strides) {
+  Piece piece;
+  piece.views_.push_back(ViewRows(tensor, axes, std::move(strides)));
+  piece.row_shape_ = piece.shard_shape_ = piece.views_.front().shape;
   piece.row_size_ = Product(piece.row_shape_);
   return piece;
 }
@@ -160,6 +159,13 @@ void Piece::JoinShards(const std::vector<std::string>& axes, std::vector<Problem
     problems->push_back({false, true, "shards of different shapes: " + shapes});
     break;
   }
+  for (const RowView& view : views_) {
+    if (view.tensor->dtype == dtype()) continue;
+    problems->push_back({false, true,
+                         "shards of different dtypes: " + std::string(DTypeName(view.tensor->dtype)) + " and " +
+                             std::string(DTypeName(dtype()))});
+    break;
+  }
   // A flattened [heads * head_dim] row sharded by head is cut in the same places.
   const auto axis = std::find(axes.begin(), axes.end(), shard.axis);
   shard_axis_ = row_shape_.size() == 1 ? 0 : static_cast<size_t>(axis - axes.begin());
@@ -195,40 +201,52 @@ void Piece::Reshape(const std::vector<int64_t>& shape) {
   row_shape_ = shape;
 }
 
-const std::byte* Piece::Contiguous(int64_t row) const {
-  if (kind_ != Kind::kSingle || !views_.front().contiguous) return nullptr;
-  return RowBegin(views_.front(), row);
+Piece::Row Piece::At(int64_t row, std::vector<std::byte>& buffer) const {
+  const RowView& first = views_.front();
+  if (kind_ == Kind::kSingle && first.contiguous) return {dtype(), RowBegin(first, row)};
+  const DType stored = kind_ == Kind::kSum ? DType::kF32 : dtype();
+  buffer.resize(static_cast<size_t>(row_size_) * DTypeSize(stored));
+  std::byte* out = buffer.data();
+  switch (kind_) {
+    case Kind::kSingle: GatherAxis(first, 0, RowBegin(first, row), out); break;
+    case Kind::kShards: GatherShards(row, out); break;
+    case Kind::kSum: ReadSum(row, reinterpret_cast<float*>(out)); break;
+  }
+  return {stored, buffer.data()};
 }
 
 void Piece::Read(int64_t row, float* out) const {
-  switch (kind_) {
-    case Kind::kSingle: return ReadView(views_.front(), row, out);
-    case Kind::kShards: return ReadShards(row, out);
-    case Kind::kSum: return ReadSum(row, out);
-  }
+  std::vector<std::byte> buffer;
+  const Row stored = At(row, buffer);
+  WidenToFloat(stored.dtype, stored.data, static_cast<size_t>(row_size_), out);
 }
 
-void Piece::ReadShards(int64_t row, float* out) const {
-  int64_t outer = 1, inner = 1;
-  for (size_t i = 0; i < shard_axis_; ++i) outer *= shard_shape_[i];
-  for (size_t i = shard_axis_ + 1; i < shard_shape_.size(); ++i) inner *= shard_shape_[i];
-  const int64_t slice = views_.front().shape[shard_axis_] * inner;
-  std::vector<float> part(static_cast<size_t>(outer * slice));
+void Piece::GatherShards(int64_t row, std::byte* out) const {
+  size_t outer = 1, inner = DTypeSize(dtype());
+  for (size_t i = 0; i < shard_axis_; ++i) outer *= static_cast<size_t>(shard_shape_[i]);
+  for (size_t i = shard_axis_ + 1; i < shard_shape_.size(); ++i) inner *= static_cast<size_t>(shard_shape_[i]);
+  const size_t slice = static_cast<size_t>(views_.front().shape[shard_axis_]) * inner;
+  std::vector<std::byte> part(outer * slice);
   for (size_t k = 0; k < views_.size(); ++k) {
-    ReadView(views_[k], row, part.data());
-    for (int64_t i = 0; i < outer; ++i) {
-      float* to = out + (static_cast<size_t>(i) * views_.size() + k) * static_cast<size_t>(slice);
-      std::copy_n(part.data() + i * slice, slice, to);
+    std::byte* end = part.data();
+    GatherAxis(views_[k], 0, RowBegin(views_[k], row), end);
+    for (size_t i = 0; i < outer; ++i) {
+      std::memcpy(out + (i * views_.size() + k) * slice, part.data() + i * slice, slice);
     }
   }
 }
 
 void Piece::ReadSum(int64_t row, float* out) const {
-  std::vector<float> part(static_cast<size_t>(row_size_));
-  std::vector<double> sum(static_cast<size_t>(row_size_), 0.0);
+  const auto size = static_cast<size_t>(row_size_);
+  std::vector<std::byte> stored;
+  std::vector<float> part(size);
+  std::vector<double> sum(size, 0.0);
   for (const RowView& view : views_) {
-    ReadView(view, row, part.data());
-    for (size_t i = 0; i < sum.size(); ++i) sum[i] += part[i];
+    stored.resize(size * DTypeSize(view.tensor->dtype));
+    std::byte* end = stored.data();
+    GatherAxis(view, 0, RowBegin(view, row), end);
+    WidenToFloat(view.tensor->dtype, stored.data(), size, part.data());
+    for (size_t i = 0; i < size; ++i) sum[i] += part[i];
   }
   std::transform(sum.begin(), sum.end(), out, [](double value) { return static_cast<float>(value); });
 }

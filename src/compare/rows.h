@@ -21,8 +21,8 @@ struct RowView {
 };
 
 // `axes`: the canonical ones without the token; empty for a user's own point without declared axes. A tensor of fewer
-// axes is taken as flattened ([tokens, heads * head_dim]).
-RowView ViewRows(const TraceTensor& tensor, const std::vector<std::string>& axes);
+// axes is taken as flattened ([tokens, heads * head_dim]). strides: of the stored axes, in elements; empty: packed.
+RowView ViewRows(const TraceTensor& tensor, const std::vector<std::string>& axes, std::vector<int64_t> strides = {});
 
 // All ranks' tensors of a point in one step.
 class Piece {
@@ -38,6 +38,9 @@ class Piece {
   static Piece Build(const std::vector<const TraceTensor*>& tensors, const std::vector<std::string>& axes,
                      std::vector<Problem>* problems);
 
+  // One tensor in memory, perhaps strided; a tensor without data has a shape and rows that cannot be read.
+  static Piece View(const TraceTensor& tensor, const std::vector<std::string>& axes, std::vector<int64_t> strides);
+
   const std::vector<int64_t>& row_shape() const { return row_shape_; }
   int64_t row_size() const { return row_size_; }
   // REQUIRES: the same number of elements (heads of a flattened row become an axis).
@@ -48,9 +51,13 @@ class Piece {
   const std::vector<int32_t>& keys() const { return views_.front().tensor->keys; }
   const TraceTensor& tensor() const { return *views_.front().tensor; }
 
-  // The row's bytes as stored, if they are one run in canonical order; else null.
-  const std::byte* Contiguous(int64_t row) const;
-  // out: [row_size]
+  // A row in canonical order: the stored bytes where they are one run, else gathered into `buffer`. Sums are F32.
+  struct Row {
+    DType dtype = DType::kF32;
+    const std::byte* data = nullptr;  // [row_size]
+  };
+  Row At(int64_t row, std::vector<std::byte>& buffer) const;
+  // The same as f32; out: [row_size]
   void Read(int64_t row, float* out) const;
 
  private:
@@ -60,7 +67,7 @@ class Piece {
   void JoinParts(std::vector<Problem>* problems);
   void JoinReplicas(std::vector<Problem>* problems);
 
-  void ReadShards(int64_t row, float* out) const;
+  void GatherShards(int64_t row, std::byte* out) const;
   void ReadSum(int64_t row, float* out) const;
 
   enum class Kind : uint8_t { kSingle, kShards, kSum };

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "base/safetensors.h"
+#include "compare/config.h"
 #include "lockstep/points.h"
 
 namespace lockstep {
@@ -46,8 +47,7 @@ void FitPieces(const std::string& name, Side side, const Shape& shape, RowKind k
   bool told = false;
   for (size_t i = 0; i < point->pieces.size(); ++i) {
     Piece& piece = point->pieces[i];
-    fits[i] = Fits(piece.row_shape(), shape, kind);
-    if (fits[i] && !IsAttention(kind)) piece.Reshape(shape);
+    fits[i] = FitPiece(shape, kind, &piece);
     if (fits[i] || told) continue;
     told = true;
     failures->push_back({FailureKind::kShape, side, name,
@@ -68,6 +68,19 @@ Shape LongestRow(const PointRows& a, const PointRows& b, Shape shape) {
 }
 
 }  // namespace
+
+bool FitPiece(const Shape& shape, RowKind kind, Piece* piece) {
+  if (!Fits(piece->row_shape(), shape, kind)) return false;
+  if (!IsAttention(kind)) piece->Reshape(shape);
+  return true;
+}
+
+HeadCounts HeadsOf(const SideRuns& reference, const SideRuns& candidate) {
+  const auto either = [&](const char* key) {
+    return std::max(ConfigNumber(reference, key), ConfigNumber(candidate, key));
+  };
+  return {either("num_attention_heads"), either("num_key_value_heads"), either("head_dim")};
+}
 
 RowKind KindOf(const std::string& name, const std::vector<std::string>& axes) {
   if (const auto ref = ParsePointName(name)) {

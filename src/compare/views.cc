@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 #include <set>
 #include <stdexcept>
 
+#include "base/mapped_file.h"
 #include "compare/classify.h"
 #include "compare/completeness.h"
 #include "compare/config.h"
@@ -17,15 +19,6 @@
 
 namespace lockstep {
 namespace {
-
-Selection FilterOf(const CompareOptions& options) {
-  try {
-    // What both sides hold is compared, the points on request too.
-    return Selection(options.points.empty() ? "*,attn_scores,attn_probs" : options.points, options.layers, "", "");
-  } catch (const std::invalid_argument& e) {
-    throw Error(e.what());
-  }
-}
 
 std::string Listed(const std::vector<std::string>& names) {
   constexpr size_t kShown = 6;
@@ -41,11 +34,21 @@ std::vector<std::string> PointNames(const SideRuns& side) {
   return InExecutionOrder(std::move(names));
 }
 
+// Indices of the rows by the candidate's piece and row.
+std::vector<size_t> CandidateOrder(const std::vector<JoinedRow>& rows) {
+  std::vector<size_t> order(rows.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  const auto at = [&](size_t i) { return std::pair(rows[i].candidate.piece, rows[i].candidate.row); };
+  const auto before = [&](size_t i, size_t j) { return at(i) < at(j); };
+  if (!std::is_sorted(order.begin(), order.end(), before)) std::sort(order.begin(), order.end(), before);
+  return order;
+}
+
 class Comparison {
  public:
   Comparison(const std::vector<TraceView>& reference, const std::vector<TraceView>& candidate,
-             const CompareOptions& options)
-      : options_(options), filter_(FilterOf(options)) {
+             const CompareOptions& options, const MeasuredPoints* measured)
+      : options_(options), filter_(FilterOf(options)), user_(UserLimitOf(options)), measured_(measured) {
     CheckTolerance();
     CheckConfigs(reference, candidate, &result_.notes);
     reference_ = GroupRuns(Side::kReference, reference);
@@ -67,6 +70,7 @@ class Comparison {
     LearnModel(names);
     for (size_t i = 0; i < names.size(); ++i) {
       ComparePoint(names[i]);
+      for (const SideRuns* side : {&reference_, &candidate_}) Release(*side, names[i]);
       if (options_.progress) options_.progress(i + 1, names.size());
     }
     Finish(names);
@@ -157,12 +161,19 @@ class Comparison {
   }
 
   void LearnModel(const std::vector<std::string>& names) {
-    const auto either = [&](const char* key) {
-      return std::max(ConfigNumber(reference_, key), ConfigNumber(candidate_, key));
-    };
-    heads_ = {either("num_attention_heads"), either("num_key_value_heads"), either("head_dim")};
-    num_layers_ = static_cast<int>(std::min<int64_t>(either("num_hidden_layers"), 1 << 20));
+    heads_ = HeadsOf(reference_, candidate_);
+    num_layers_ = static_cast<int>(std::min<int64_t>(
+        std::max(ConfigNumber(reference_, "num_hidden_layers"), ConfigNumber(candidate_, "num_hidden_layers")),
+        1 << 20));
     for (const std::string& name : names) num_layers_ = std::max(num_layers_, LayerOf(name) + 1);
+  }
+
+  // Keeps the memory small however large the traces are.
+  static void Release(const SideRuns& side, const std::string& name) {
+    for (const StepTensors& where : side.points.at(name)) {
+      if (!side.runs[where.run].traces.front().mapped) continue;
+      for (const TraceTensor* tensor : where.tensors) MappedFile::Release(tensor->data, tensor->bytes);
+    }
   }
 
   // Both sides' rows of a point, and their join. False where there is nothing to compare; why stands in the failures.
@@ -180,6 +191,7 @@ class Comparison {
     out->reference = CollectRows(reference_, name, ref, axes, reference_numbers_, failures);
     out->candidate = CollectRows(candidate_, name, cand, axes, candidate_numbers_, failures);
     if (out->reference.pieces.empty() || out->candidate.pieces.empty()) return false;
+    if (measured_ != nullptr) out->candidate.digests = &measured_->at(name).digests;
     out->row_shape = UniteShapes(name, axes, heads_, &out->reference, &out->candidate, failures);
     if (out->row_shape.empty()) return false;
     out->kind = out->row_shape.size() < 2 ? RowKind::kPlain : KindOf(name, axes);
@@ -198,8 +210,7 @@ class Comparison {
       return;
     }
     PointResult result = Describe(name, point);
-    const PointPass pass{&point.reference.pieces, &point.candidate.pieces, point.joined.rows, point.kind, UserLimit()};
-    const RowHashes hashes = Measure(pass, &result);
+    const RowHashes hashes = Measure(name, point, &result);
     const double u = std::max({roundoff_, UnitRoundoff(result.reference.dtype), UnitRoundoff(result.candidate.dtype)});
     Judge(u, num_layers_, &result);
 
@@ -211,9 +222,34 @@ class Comparison {
     result_.points.push_back(std::move(result));
   }
 
-  std::optional<Limit> UserLimit() const {
-    if (!options_.atol && !options_.rtol) return std::nullopt;
-    return Limit{options_.atol.value_or(0), options_.rtol.value_or(0)};
+  RowHashes Measure(const std::string& name, const Collected& point, PointResult* result) const {
+    const std::vector<JoinedRow>& joined = point.joined.rows;
+    RowHashes hashes;
+    hashes.reference.resize(joined.size());
+    hashes.candidate.resize(joined.size());
+    const auto keep = [&](size_t i, const RowDigest& digest) {
+      hashes.reference[i] = digest.reference;
+      hashes.candidate[i] = digest.candidate;
+    };
+    if (user_) result->within_user = 0;
+    if (measured_ != nullptr) {
+      for (size_t i = 0; i < joined.size(); ++i) {
+        const RowAt at = joined[i].candidate;
+        keep(i, (*point.candidate.digests)[static_cast<size_t>(at.piece)][static_cast<size_t>(at.row)]);
+      }
+      Fill(measured_->at(name).totals, result);
+      return hashes;
+    }
+    // In the order in which the candidate wrote the rows, as a live comparison does.
+    const std::vector<size_t> order = CandidateOrder(joined);
+    std::vector<JoinedRow> rows;
+    for (size_t i : order) rows.push_back(joined[i]);
+    Totals totals;
+    const std::vector<RowDigest> digests =
+        MeasureRows({&point.reference.pieces, &point.candidate.pieces, rows, point.kind, user_}, &totals);
+    for (size_t i = 0; i < order.size(); ++i) keep(order[i], digests[i]);
+    Fill(totals, result);
+    return hashes;
   }
 
   static PointResult Describe(const std::string& name, const Collected& point) {
@@ -304,6 +340,8 @@ class Comparison {
 
   const CompareOptions& options_;
   Selection filter_;
+  std::optional<Limit> user_;
+  const MeasuredPoints* measured_;  // null: the values are read here
   SideRuns reference_, candidate_;
   std::map<int, int> reference_numbers_, candidate_numbers_;  // to the reference's numbers
   std::set<Key> selected_reference_, selected_candidate_;
@@ -318,9 +356,23 @@ class Comparison {
 
 }  // namespace
 
+Selection FilterOf(const CompareOptions& options) {
+  try {
+    // What both sides hold is compared, the points on request too.
+    return Selection(options.points.empty() ? "*,attn_scores,attn_probs" : options.points, options.layers, "", "");
+  } catch (const std::invalid_argument& e) {
+    throw Error(e.what());
+  }
+}
+
+std::optional<Limit> UserLimitOf(const CompareOptions& options) {
+  if (!options.atol && !options.rtol) return std::nullopt;
+  return Limit{options.atol.value_or(0), options.rtol.value_or(0)};
+}
+
 CompareResult CompareViews(const std::vector<TraceView>& reference, const std::vector<TraceView>& candidate,
-                           const CompareOptions& options) {
-  return Comparison(reference, candidate, options).Run();
+                           const CompareOptions& options, const MeasuredPoints* measured) {
+  return Comparison(reference, candidate, options, measured).Run();
 }
 
 }  // namespace lockstep

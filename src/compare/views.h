@@ -1,6 +1,9 @@
 // The comparison behind Compare(), over traces that are already open (or stand in memory).
 #pragma once
 
+#include <map>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "compare/join.h"
@@ -8,8 +11,19 @@
 
 namespace lockstep {
 
-// REQUIRES: neither side empty.
+// What was measured of a point while the candidate ran.
+struct MeasuredPoint {
+  Totals totals;
+  std::vector<std::vector<RowDigest>> digests;  // by piece and row of the candidate
+};
+using MeasuredPoints = std::map<std::string, MeasuredPoint>;  // by name
+
+// REQUIRES: neither side empty. With `measured`, the candidate's tensors need no data (but for next_token).
 CompareResult CompareViews(const std::vector<TraceView>& reference, const std::vector<TraceView>& candidate,
-                           const CompareOptions& options);
+                           const CompareOptions& options, const MeasuredPoints* measured = nullptr);
+
+// Which points the options select. Throws Error.
+Selection FilterOf(const CompareOptions& options);
+std::optional<Limit> UserLimitOf(const CompareOptions& options);
 
 }  // namespace lockstep

@@ -6,6 +6,7 @@
 #include <new>
 
 #include "base/convert.h"
+#include "base/fingerprint.h"
 #include "engine/attention.h"
 #include "engine/kernels.h"
 #include "engine/kv_cache.h"
@@ -329,6 +330,10 @@ void CheckTokens(const Config& config, std::span<const int32_t> tokens) {
 int32_t Logits::Greedy(size_t r) const {
   const std::span<const float> row = Row(r);
   return static_cast<int32_t>(std::max_element(row.begin(), row.end()) - row.begin());
+}
+
+std::string Logits::Hash(size_t r) const {
+  return FingerprintOfMatrix(DType::kF32, std::as_bytes(Row(r)).data(), 1, vocab);
 }
 
 Session::Session(const Model& model, int num_sequences, int64_t max_tokens) {

@@ -15,23 +15,6 @@ Selection ParseSelection(const TraceTapOptions& options) {
   }
 }
 
-TraceInfo InfoOf(const Model& model, const TraceTapOptions& options, const Selection& selection) {
-  TraceInfo info;
-  info.producer = "lockstep";
-  info.producer_version = LOCKSTEP_VERSION;
-  info.config_json = model.config().TraceJson();
-  info.storage = model.dtype();
-  info.select_points = options.points;
-  info.select_layers = options.layers;
-  info.select_steps = options.steps;
-  info.select_rows = options.rows;
-  info.throw_errors = true;
-  for (std::string& name : AllPointNames(static_cast<int>(model.config().num_hidden_layers), true)) {
-    if (selection.WantsPoint(name)) info.points.push_back(std::move(name));
-  }
-  return info;
-}
-
 ListView<int32_t> List(std::span<const int32_t> values) { return {values.data(), values.size()}; }
 
 // Errors of the capture header become the library's one exception type.
@@ -46,9 +29,28 @@ auto Translated(Action&& action) {
 
 }  // namespace
 
+TraceInfo TraceInfoOf(const Model& model, const TraceTapOptions& options) {
+  const Selection selection = ParseSelection(options);
+  TraceInfo info;
+  info.producer = "lockstep";
+  info.producer_version = LOCKSTEP_VERSION;
+  info.config_json = model.config().TraceJson();
+  info.storage = model.dtype();
+  info.select_points = options.points;
+  info.select_layers = options.layers;
+  info.select_steps = options.steps;
+  info.select_rows = options.rows;
+  info.throw_errors = true;
+  if (!options.promise) return info;
+  for (std::string& name : AllPointNames(static_cast<int>(model.config().num_hidden_layers), true)) {
+    if (selection.WantsPoint(name)) info.points.push_back(std::move(name));
+  }
+  return info;
+}
+
 struct TraceTap::Impl {
   Impl(const Model& model, const std::string& path, const TraceTapOptions& options)
-      : selection(ParseSelection(options)), trace(path, InfoOf(model, options, selection)) {}
+      : selection(ParseSelection(options)), trace(path, TraceInfoOf(model, options)) {}
 
   Selection selection;
   Trace trace;

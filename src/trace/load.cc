@@ -193,11 +193,8 @@ class StepLoader {
       }
       const auto token = std::find(tensor->axes.begin(), tensor->axes.end(), "token");
       tensor->token_axis = static_cast<int>(token - tensor->axes.begin());
-    } else if (const std::optional<PointRef> point = ParsePointName(tensor->name)) {
-      // A point of another rank than the table's has unnamed axes: that is for the comparison to judge.
-      if (point->spec->axes.size() == tensor->shape.size()) {
-        for (const Axis axis : point->spec->axes) tensor->axes.emplace_back(AxisName(axis));
-      }
+    } else {
+      NameTableAxes(tensor);
     }
     if (!rule) return;
     tensor->layout = rule->layout;
@@ -288,6 +285,13 @@ void CheckPositions(const std::string& directory, const std::vector<TraceStep>& 
 }
 
 }  // namespace
+
+void NameTableAxes(TraceTensor* tensor) {
+  const std::optional<PointRef> point = ParsePointName(tensor->name);
+  // A point of another rank than the table's has unnamed axes: that is for the comparison to judge.
+  if (!point || point->spec->axes.size() != tensor->shape.size()) return;
+  for (const Axis axis : point->spec->axes) tensor->axes.emplace_back(AxisName(axis));
+}
 
 LoadedTrace LoadTrace(const std::string& directory) {
   const TraceJson json = ReadTraceJson(directory);

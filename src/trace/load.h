@@ -10,6 +10,9 @@
 
 namespace lockstep {
 
+// The axes of a point of the table, where the tensor has as many; other tensors' are unnamed.
+void NameTableAxes(TraceTensor* tensor);
+
 struct LoadedTrace {
   TraceMeta meta;
   std::vector<TraceStep> steps;

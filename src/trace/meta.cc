@@ -230,6 +230,30 @@ const TensorRule* TraceJson::RuleFor(const std::string& name) const {
   return best;
 }
 
+TraceMeta MetaOf(const TraceInfo& info) {
+  TraceMeta meta;
+  meta.producer = info.producer;
+  meta.producer_version = info.producer_version;
+  meta.model_type = info.model_type;
+  const SortedJson config = ParseSortedJson(info.config_json, "TraceInfo::config_json");
+  Node(&config, "TraceInfo::config_json").ForEachMember([&](const std::string& key, const Node& value) {
+    meta.config[key] = Normalised(value.value());
+  });
+  meta.has_arithmetic = true;
+  meta.storage = info.storage;
+  meta.operands = info.operands.value_or(info.storage);
+  meta.cache = info.cache.value_or(info.storage);
+  meta.accumulate = info.accumulate;
+  meta.points = info.points;
+  meta.not_observable = info.not_observable;
+  meta.select_points = info.select_points;
+  meta.select_layers = info.select_layers;
+  meta.select_steps = info.select_steps;
+  meta.select_rows = info.select_rows;
+  meta.rank = info.rank;
+  return meta;
+}
+
 TraceJson ReadTraceJson(const std::string& directory) {
   const std::string path = directory + "/trace.json";
   if (access(path.c_str(), F_OK) != 0) throw Error(directory + ": expected a trace, found no trace.json in it");

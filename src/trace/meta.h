@@ -41,6 +41,9 @@ struct TraceJson {
 
 constexpr size_t kMaxTraceJsonBytes = size_t{1} << 28;
 
+// What trace.json would say of a writer with that info. Throws Error for a config that is no JSON object.
+TraceMeta MetaOf(const TraceInfo& info);
+
 // Reads DIRECTORY/trace.json. Throws Error.
 TraceJson ReadTraceJson(const std::string& directory);
 

@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 LOCKSTEP = Path(os.environ.get("LOCKSTEP_PROGRAM", ROOT / "build" / "release" / "src" / "lockstep")).absolute()
 POINTS = LOCKSTEP.parent / "points"
+SAMPLER = LOCKSTEP.parent.parent / "tests" / "sampler_program"
 C_LIBRARY = LOCKSTEP.parent / "liblockstep_c.so"
 TINY = ROOT / "models" / "tiny-qwen3"
 

@@ -202,6 +202,86 @@ def test_text_prompts(tmp_path, command):
     assert not list(tmp_path.glob("**/trace.json"))
 
 
+def test_prompts_without_a_tokenizer(model, tmp_path):
+    """Ids need none."""
+    refuse("generate", tmp_path / "nowhere", "--prompt", "x", says=("nowhere: expected", "no such directory"))
+    (model / "tokenizer.json").unlink()
+    for command, option in (("capture", "--input"), ("debug", "--input"), ("generate", "--prompt")):
+        way_out = () if command == "generate" else ("--tokens 1,2,3",)
+        refuse(command, model, option, "x", says=("tokenizer.json", *way_out), cwd=tmp_path)
+    (model / "tokenizer.json").write_text("{}")
+    refuse("capture", model, "--input", "x", says="tokenizer.json", cwd=tmp_path)
+    assert lockstep("capture", model, *TOKENS, cwd=tmp_path).returncode == 0
+
+
+# --- Generating ----------------------------------------------------------------------------------------------------
+
+DRAWN = ("--prompt", "x", "--temperature", "1")
+GENERATE = {
+    "no prompt": ((), ("--prompt", "found 0")),
+    "two prompts": (("--prompt", "x", "--tokens", "1"), ("--prompt", "found 2")),
+    "empty prompt": (("--prompt", ""), "--prompt"),
+    "no file": (("--prompt-file", "nowhere.txt"), ("nowhere.txt", "No such file")),
+    "a directory": (("--prompt-file", "/"), ("/: expected", "directory")),
+    "an empty file": (("--prompt-file", "/dev/null"), ("--prompt-file", "empty")),
+    "no number": (("--tokens", "1,x"), "--tokens"),
+    "out of range": (("--tokens", "1,2048"), "2048"),
+    "too long": (("--tokens", ",".join(["1"] * 4097)), ("max_position_embeddings", "4096", "4097")),
+    "unknown dtype": (("--prompt", "x", "--dtype", "q4"), "--dtype"),
+    "too many layers": (("--prompt", "x", "--num-layers", "99"), "99"),
+    "no tokens": (("--prompt", "x", "--max-tokens", "0"), "--max-tokens"),
+    "tokens below 0": (("--prompt", "x", "--max-tokens", "-5"), "--max-tokens"),
+    "empty stop string": (("--prompt", "x", "--stop", ""), "stop"),
+    "chat of ids": (("--tokens", "1", "--chat"), "--chat"),
+    "thinking without chat": (("--prompt", "x", "--no-thinking"), "--chat"),
+    "temperature": (("--prompt", "x", "--temperature", "-1"), "temperature"),
+    "temperature nan": (("--prompt", "x", "--temperature", "nan"), "temperature"),
+    "temperature inf": (("--prompt", "x", "--temperature", "inf"), "temperature"),
+    "temperature text": (("--prompt", "x", "--temperature", "warm"), "temperature"),
+    "top-k": ((*DRAWN, "--top-k", "-1"), "top-k"),
+    "top-p 0": ((*DRAWN, "--top-p", "0"), "top-p"),
+    "top-p 1.5": ((*DRAWN, "--top-p", "1.5"), "top-p"),
+    "top-p nan": ((*DRAWN, "--top-p", "nan"), "top-p"),
+    "min-p": ((*DRAWN, "--min-p", "1.01"), "min-p"),
+    "min-p below 0": ((*DRAWN, "--min-p", "-0.1"), "min-p"),
+    "penalty 0": ((*DRAWN, "--repetition-penalty", "0"), "repetition penalty"),
+    "penalty nan": (("--prompt", "x", "--repetition-penalty", "nan"), "repetition penalty"),
+    "seed below 0": ((*DRAWN, "--seed", "-1"), "--seed"),
+    "seed too large": ((*DRAWN, "--seed", str(2**64)), "--seed"),
+    "seed of nothing": (("--prompt", "x", "--seed", "1"), ("--seed", "--temperature")),
+    "top-k of nothing": (("--prompt", "x", "--temperature", "0", "--top-k", "5"), ("--top-k", "--temperature")),
+    "top-p of nothing": (("--prompt", "x", "--top-p", "0.5"), ("--top-p", "--temperature")),
+    "min-p of nothing": (("--prompt", "x", "--min-p", "0.5"), ("--min-p", "--temperature")),
+}
+
+
+@pytest.mark.parametrize("fault", GENERATE)
+def test_generate(fault):
+    options, says = GENERATE[fault]
+    assert lockstep("generate", TINY, *options).stdout == ""
+    refuse("generate", TINY, *options, says=says)
+
+
+def test_generate_from_no_utf8(tmp_path):
+    for options in ((b"--prompt", b"\xc3("), (b"--prompt", b"x", b"--stop", b"\xff")):
+        done = subprocess.run([LOCKSTEP, b"generate", TINY, *options], capture_output=True, check=False)
+        assert done.returncode == 2 and b"UTF-8" in done.stderr, done.stderr
+    (tmp_path / "prompt.txt").write_bytes(b"fine\n\xff\n")
+    refuse("generate", TINY, "--prompt-file", tmp_path / "prompt.txt", says=("prompt.txt", "UTF-8"))
+
+
+def test_generate_with_damaged_files(model):
+    (model / "generation_config.json").write_text('{"eos_token_id": "<|im_end|>"}')
+    refuse("generate", model, "--prompt", "x", says=("generation_config.json", "eos_token_id"))
+    (model / "generation_config.json").write_text("{")
+    refuse("generate", model, "--prompt", "x", says="generation_config.json")
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] = []
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (model / "generation_config.json").unlink()
+    refuse("generate", model, "--prompt", "x", "--chat", says=("--chat", "<|im_start|>"))
+
+
 # --- Traces --------------------------------------------------------------------------------------------------------
 
 CONFIG = {"hidden_size": 8, "num_hidden_layers": 1}

@@ -1,11 +1,14 @@
 """The commands as a user has them: everything through the program, Python included."""
 
 import json
+import random
 import shutil
 
+import lockstep as lockstep_package
 import numpy as np
 import pytest
 from checkpoints import make_checkpoint
+from lockstep.tokenize import Tokenizer, read_prompts
 from programs import TINY, lockstep
 from runs import prompt
 
@@ -101,6 +104,30 @@ def test_capture_tokenizes_and_decodes(tmp_path):
     ok("compare", tmp_path / "b.trace", tmp_path / "a.trace")
 
 
+def test_capture_needs_no_python(tmp_path):
+    nowhere = {"LOCKSTEP_PYTHON": "/nowhere/python", "PATH": ""}
+    ok("capture", TINY, "--input", "And God said,", "--out", tmp_path / "a.trace", env=nowhere)
+
+
+def test_both_sides_have_the_same_tokenizer(tmp_path):
+    """Of every prompt of a file, in C++ and in Python."""
+    generator = random.Random(1)
+    alphabet = "aeinst  ,.;:'\"019ABé漢字\u0301\u00a0\u3000😀\t<|>" + "\u2028\x0b\x85"
+    lines = ["".join(generator.choices(alphabet, k=generator.randrange(1, 40))) for _ in range(200)]
+    lines += ["<|im_start|>user", "  In the beginning", "don't we'll", "1234567", "a\r"]
+    (tmp_path / "prompts").write_bytes("\n".join(lines).encode())
+    options = ("--num-layers", 1, "--points", "final_norm_output", "--out", tmp_path / "t")
+    ok("capture", TINY, "--input-file", tmp_path / "prompts", *options)
+    found: dict[int, list[int]] = {}
+    for step in lockstep_package.load(tmp_path / "t").steps:
+        for sequence, token in zip(step.sequences, step.input_ids, strict=True):
+            found.setdefault(int(sequence), []).append(int(token))
+    tokenizer = Tokenizer(TINY)
+    for i, line in enumerate(read_prompts(tmp_path / "prompts")):
+        assert found[i] == tokenizer.encode(line), line
+    assert len(found) == len(lines)
+
+
 def test_show(debugged):
     out, _, _ = debugged
     listing = ok("show", out / "cpp.trace").stdout
@@ -153,7 +180,7 @@ def test_any_checkpoint_with_a_tokenizer(tmp_path):
 
 
 def test_help_and_usage(tmp_path):
-    for command in ("debug", "reference", "capture", "compare", "show", "import", "export", "doctor"):
+    for command in ("debug", "reference", "capture", "generate", "compare", "show", "import", "export", "bench", "doctor"):
         assert "usage" in ok(command, "--help").stdout.lower(), command
     ok("--version")
     assert lockstep().returncode == 2

@@ -1,0 +1,206 @@
+#include "compare/kernels.h"
+
+#include <gmock/gmock.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "base/convert.h"
+#include "lockstep/compare.h"
+
+namespace lockstep {
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+// Values of one side in a format, at an odd address.
+struct Values {
+  Values(Format format, const std::vector<float>& values) : bytes(values.size() * FormatSize(format) + 1) {
+    const DType dtype = format == Format::kBF16 ? DType::kBF16 : DType::kF32;
+    NarrowFromFloat(dtype, values.data(), values.size(), bytes.data() + 1);
+    floats.resize(values.size());
+    WidenToFloat(dtype, bytes.data() + 1, values.size(), floats.data());
+  }
+  std::vector<std::byte> bytes;
+  std::vector<float> floats;
+};
+
+struct Sides {
+  Sides(Format format, size_t count, int seed) : a(format, Random(count, seed)), b(format, Near(a.floats, seed)) {
+    pairs = {format, a.bytes.data() + 1, b.bytes.data() + 1, count};
+  }
+  static std::vector<float> Random(size_t count, int seed) {
+    std::mt19937 generator(static_cast<unsigned>(seed));
+    std::normal_distribution<float> normal;
+    std::vector<float> values(count);
+    for (float& value : values) value = normal(generator) * std::exp2(static_cast<float>(generator() % 40) - 20);
+    return values;
+  }
+  static std::vector<float> Near(std::vector<float> values, int seed) {
+    std::mt19937 generator(static_cast<unsigned>(seed) + 1000);
+    for (float& value : values) {
+      const unsigned what = generator() % 8;
+      if (what == 0) value = what & generator() ? 0.0f : -0.0f;
+      if (what == 1) value = -value;
+      if (what > 3) value *= 1 + std::exp2(-static_cast<float>(generator() % 20));
+    }
+    return values;
+  }
+  Values a, b;
+  Pairs pairs;
+};
+
+const Limit kLimits[] = {{1e-5, 1e-5}, {1e-4, 1e-4}, {1e-3, 1e-3}, {1e-2, 1e-2}, {0, 0.25}};
+const size_t kCounts[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 500, 2047, 2048};
+
+template <typename Check>
+void ForAll(Check check) {
+  for (const Kernels* kernels : AvailableKernels()) {
+    for (Format format : {Format::kBF16, Format::kF32}) {
+      for (size_t count : kCounts) {
+        SCOPED_TRACE(testing::Message() << kernels->name << (format == Format::kBF16 ? " bf16 " : " f32 ") << count);
+        check(*kernels, format, count);
+      }
+    }
+  }
+}
+
+TEST(KernelsTest, ScanTellsWhatTheValuesTell) {
+  ForAll([](const Kernels& kernels, Format format, size_t count) {
+    const Sides sides(format, count, 1);
+    const ChunkScan scan = kernels.scan(sides.pairs);
+    const std::vector<float>&a = sides.a.floats, &b = sides.b.floats;
+    EXPECT_EQ(scan.min_a, *std::min_element(a.begin(), a.end()));
+    EXPECT_EQ(scan.max_a, *std::max_element(a.begin(), a.end()));
+    EXPECT_EQ(scan.min_b, *std::min_element(b.begin(), b.end()));
+    EXPECT_EQ(scan.max_b, *std::max_element(b.begin(), b.end()));
+    int64_t zeros = 0, mismatches = 0;
+    for (size_t i = 0; i < count; ++i) zeros += b[i] == 0, mismatches += b[i] == 0 && a[i] != 0;
+    EXPECT_EQ(scan.zeros_b, zeros);
+    EXPECT_EQ(scan.zero_mismatches, mismatches);
+    EXPECT_EQ(scan.equal, std::memcmp(a.data(), b.data(), count * sizeof(float)) == 0);
+    EXPECT_TRUE(scan.finite);
+    EXPECT_TRUE(kernels.scan({format, sides.pairs.a, sides.pairs.a, count}).equal);
+  });
+}
+
+TEST(KernelsTest, OneValueAnywhereIsSeen) {
+  ForAll([](const Kernels& kernels, Format format, size_t count) {
+    for (size_t at : {size_t{0}, count / 2, count - 1}) {
+      const std::vector<float> zeros(count, -0.0f);
+      const Values b(format, zeros);
+      const auto scan = [&](float value) {
+        std::vector<float> changed = zeros;
+        changed[at] = value;
+        const Values a(format, changed);
+        return kernels.scan({format, a.bytes.data() + 1, b.bytes.data() + 1, count});
+      };
+      for (float value : {kNan, -kNan, kInf, -kInf}) EXPECT_FALSE(scan(value).finite);
+      EXPECT_TRUE(scan(3e38f).finite && scan(-3e38f).finite);
+      EXPECT_FALSE(scan(1e-38f).zero_a);
+      EXPECT_TRUE(scan(0.0f).zero_a && scan(0.0f).zero_b);
+      EXPECT_FALSE(scan(0.0f).equal);
+      EXPECT_NE(scan(1.0f).hash_a, scan(1.0f).hash_b);
+      EXPECT_EQ(scan(1.0f).zero_mismatches, 1);
+    }
+  });
+}
+
+// The sums, slowly and one after the other.
+struct Slow {
+  explicit Slow(const Sides& sides, size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i) {
+      const double x = sides.a.floats[i], y = sides.b.floats[i], d = std::abs(x - y);
+      a += x, b += y, abs += d;
+      magnitude_a += std::abs(x), magnitude_b += std::abs(y);
+      products.Add({x * x, y * y, x * y, d * d});
+      magnitude_ab += std::abs(x * y);
+      if (y != 0) rel += d / std::abs(y), max_rel = std::max(max_rel, d / std::abs(y));
+      max_abs = std::max(max_abs, d);
+      for (size_t k = 0; k < kNumLimits; ++k) within[k] += d <= kLimits[k].atol + kLimits[k].rtol * std::abs(y);
+    }
+  }
+  double a = 0, b = 0, abs = 0, rel = 0, max_abs = 0, max_rel = 0;
+  double magnitude_a = 0, magnitude_b = 0, magnitude_ab = 0;
+  int64_t within[kNumLimits] = {};
+  Products products;
+};
+
+void ExpectSum(double expected, double actual, double magnitude) { EXPECT_NEAR(expected, actual, 1e-13 * magnitude); }
+
+void ExpectProducts(const Slow& slow, const Products& actual) {
+  ExpectSum(slow.products.aa, actual.aa, slow.products.aa);
+  ExpectSum(slow.products.bb, actual.bb, slow.products.bb);
+  ExpectSum(slow.products.ab, actual.ab, slow.magnitude_ab);
+  ExpectSum(slow.products.dd, actual.dd, slow.products.dd);
+}
+
+TEST(KernelsTest, SumsAreThoseOfTheSlowWay) {
+  ForAll([](const Kernels& kernels, Format format, size_t count) {
+    const Sides sides(format, count, 2);
+    const Slow slow(sides, 0, count);
+    for (size_t num_limits : {kNumTolerances, kNumLimits}) {
+      Products products;
+      const ChunkSums sums = kernels.sum(sides.pairs, count, std::span(kLimits).first(num_limits), &products);
+      ExpectSum(slow.a, sums.a, slow.magnitude_a);
+      ExpectSum(slow.b, sums.b, slow.magnitude_b);
+      ExpectSum(slow.abs, sums.abs, slow.abs);
+      ExpectSum(slow.rel, sums.rel, slow.rel);
+      EXPECT_EQ(sums.max_abs, slow.max_abs);
+      EXPECT_EQ(sums.max_rel, slow.max_rel);
+      for (size_t k = 0; k < num_limits; ++k) EXPECT_EQ(sums.within[k], slow.within[k]) << k;
+      ExpectProducts(slow, products);
+    }
+  });
+}
+
+TEST(KernelsTest, PartsAreAddedUpApart) {
+  for (const Kernels* kernels : AvailableKernels()) {
+    for (size_t part : {1u, 3u, 8u, 13u, 48u, 128u}) {
+      SCOPED_TRACE(testing::Message() << kernels->name << " parts of " << part);
+      const Sides sides(Format::kBF16, 12 * part, 3);
+      Products parts[12], equal[12];
+      const ChunkSums sums = kernels->sum(sides.pairs, part, std::span<const Limit>(kLimits), parts);
+      kernels->sum_equal({Format::kBF16, sides.pairs.b, sides.pairs.b, sides.pairs.count}, part, equal);
+      EXPECT_EQ(sums.within[4], Slow(sides, 0, 12 * part).within[4]);
+      for (size_t i = 0; i < 12; ++i) {
+        const Slow slow(sides, i * part, (i + 1) * part);
+        ExpectProducts(slow, parts[i]);
+        ExpectSum(slow.products.bb, equal[i].aa, slow.products.bb);
+        EXPECT_EQ(equal[i].dd, 0);
+      }
+    }
+  }
+}
+
+TEST(KernelsTest, TheFirstOfEqualDifferencesIsFound) {
+  ForAll([](const Kernels& kernels, Format format, size_t count) {
+    std::vector<float> values(count, 1.0f);
+    values[count / 2] = values[count - 1] = 4.0f;
+    const Values a(format, values), b(format, std::vector<float>(count, 1.0f));
+    EXPECT_EQ(kernels.find({format, a.bytes.data() + 1, b.bytes.data() + 1, count}, 3.0), count / 2);
+  });
+}
+
+// To the bit, so that a report does not tell where it was made.
+TEST(KernelsTest, InstructionSetsDoNotShow) {
+  const Kernels& baseline = *AvailableKernels().front();
+  ForAll([&](const Kernels& kernels, Format format, size_t count) {
+    const Sides sides(format, count, 4);
+    Products products, expected_products;
+    const ChunkSums sums = kernels.sum(sides.pairs, count, std::span<const Limit>(kLimits), &products);
+    const ChunkSums expected = baseline.sum(sides.pairs, count, std::span<const Limit>(kLimits), &expected_products);
+    EXPECT_EQ(std::memcmp(&sums, &expected, sizeof(sums)), 0);
+    EXPECT_EQ(std::memcmp(&products, &expected_products, sizeof(products)), 0);
+    const ChunkScan scan = kernels.scan(sides.pairs), expected_scan = baseline.scan(sides.pairs);
+    EXPECT_EQ(scan.hash_a, expected_scan.hash_a);
+    EXPECT_EQ(scan.hash_b, expected_scan.hash_b);
+  });
+}
+
+}  // namespace
+}  // namespace lockstep
