@@ -1,4 +1,4 @@
-// One thread pool for everything: OpenMP, the runtime that oneDNN uses too.
+// One thread pool for everything: OpenMP.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@ namespace lockstep {
 
 int MaxThreads();
 
-// For the loops that this thread starts from here on, oneDNN's among them. Without OpenMP there is one thread.
+// For the loops that this thread starts from here on. Without OpenMP there is one thread.
 // REQUIRES: threads > 0.
 void SetMaxThreads(int threads);
 

@@ -57,10 +57,10 @@ def test_engine_equals_reference_on_random_checkpoints(tmp_path, shape, dtype):
     assert len(result["points"]) == 3 + 18 * json.loads((model / "config.json").read_text())["num_hidden_layers"]
 
 
-@pytest.mark.parametrize("isa", ["default", "AVX2", "AVX512_CORE"])
+@pytest.mark.parametrize("isa", ["default", "baseline", "avx2", "avx512"])
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
 def test_engine_equals_reference_on_the_bundled_model(tmp_path, dtype, isa):
-    env = {} if isa == "default" else {"ONEDNN_MAX_CPU_ISA": isa}
+    env = {} if isa == "default" else {"LOCKSTEP_MAX_ISA": isa}
     result = check(TINY, tmp_path, dtype, *prompts(LENGTHS, 2048), "--decode", 4, env=env)
     if dtype == "f32":
         assert_close(result)
