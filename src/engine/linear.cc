@@ -1,11 +1,7 @@
 #include "engine/linear.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 
 #include "base/convert.h"
 #include "base/parallel.h"
@@ -16,27 +12,11 @@ namespace lockstep {
 namespace {
 
 constexpr int64_t kBlockRows = 120;  // whole tiles, whose sums stay in the first-level cache
-constexpr size_t kHugePage = size_t{2} << 20;
-
-// Zeroed only where the panels are padded. Huge pages where the system gives them: a decode step reads all weights.
-std::byte* Allocate(size_t bytes) {
-  const size_t step = bytes >= kHugePage ? kHugePage : 64;
-  const size_t rounded = (bytes + step - 1) / step * step;
-  void* data = std::aligned_alloc(step, rounded);
-  if (data == nullptr) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-  if (bytes >= kHugePage) madvise(data, rounded, MADV_HUGEPAGE);
-#endif
-  return static_cast<std::byte*>(data);
-}
-
 }  // namespace
-
-void Linear::Free::operator()(std::byte* data) const { std::free(data); }
 
 int64_t Linear::Depth() const { return (in_ + kernels_->pair - 1) / kernels_->pair * kernels_->pair; }
 int64_t Linear::NumPanels() const { return (out_ + kernels_->panel_width - 1) / kernels_->panel_width; }
-std::byte* Linear::Panel(int64_t p) const { return panels_.get() + p * Depth() * kernels_->panel_width * Element(); }
+std::byte* Linear::Panel(int64_t p) const { return panels_.data() + p * Depth() * kernels_->panel_width * Element(); }
 
 // Calls copy(byte offset in panel p, byte offset in [out, in]) for each element of the panel.
 template <typename Copy>
@@ -54,7 +34,7 @@ void Linear::ForPanel(int64_t p, Copy&& copy) const {
 Linear::Linear(const std::byte* weight, int64_t out, int64_t in, DType storage)
     : out_(out), in_(in), storage_(storage), kernels_(&RowKernelsFor(storage)) {
   const int64_t panel_bytes = Depth() * kernels_->panel_width * Element();
-  panels_.reset(Allocate(static_cast<size_t>(NumPanels() * panel_bytes)));
+  panels_ = AlignedBytes(static_cast<size_t>(NumPanels() * panel_bytes));
   ParallelFor(NumPanels(), [&](int64_t p) {
     std::byte* panel = Panel(p);
     std::memset(panel, 0, static_cast<size_t>(panel_bytes));
@@ -92,14 +72,20 @@ const std::byte* Linear::Operands(const std::byte* x, int64_t rows) const {
 
 // Rows [begin, begin + rows) of the panel's columns.
 void Linear::ApplyPanel(const std::byte* operands, int64_t p, int64_t begin, int64_t rows, std::byte* y) const {
-  static thread_local std::vector<float> sums;
   const int64_t width = kernels_->panel_width, column = p * width;
   const int64_t columns = std::min(width, out_ - column);
+  const std::byte* a = operands + begin * Depth() * kernels_->operand_size;
+  std::byte* out = y + (begin * out_ + column) * Element();
+  if (columns % kColumns == 0) {
+    return kernels_->stored_product(a, Depth(), rows, Panel(p), 0, columns, Depth(), out, out_);
+  }
+  // The last columns of an odd number: through sums that may be wider than the row's end.
+  static thread_local std::vector<float> sums;
   sums.resize(static_cast<size_t>(kBlockRows * width));
-  kernels_->product(operands + begin * Depth() * kernels_->operand_size, Depth(), rows, Panel(p), 0,
-                    (columns + kColumns - 1) / kColumns * kColumns, Depth(), sums.data(), width);
+  kernels_->product(a, Depth(), rows, Panel(p), 0, (columns + kColumns - 1) / kColumns * kColumns, Depth(), sums.data(),
+                    width);
   for (int64_t r = 0; r < rows; ++r) {
-    kernels_->narrow(&sums[static_cast<size_t>(r * width)], columns, y + ((begin + r) * out_ + column) * Element());
+    kernels_->narrow(&sums[static_cast<size_t>(r * width)], columns, out + r * out_ * Element());
   }
 }
 

@@ -3,9 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
+#include "base/aligned_bytes.h"
 #include "engine/simd/row_kernels.h"
 #include "lockstep/dtype.h"
 
@@ -28,10 +28,6 @@ class Linear {
   std::vector<std::byte> Unpacked() const;
 
  private:
-  struct Free {
-    void operator()(std::byte* data) const;
-  };
-
   int64_t Element() const { return static_cast<int64_t>(DTypeSize(storage_)); }
   int64_t Depth() const;  // of a panel: `in` rounded up to whole pairs
   int64_t NumPanels() const;
@@ -44,7 +40,7 @@ class Linear {
   int64_t out_ = 0, in_ = 0;
   DType storage_ = DType::kF32;
   const RowKernels* kernels_ = nullptr;
-  std::unique_ptr<std::byte[], Free> panels_;
+  AlignedBytes panels_;
 };
 
 }  // namespace lockstep

@@ -1,10 +1,9 @@
 // The forward pass, with the capture beside each op. Shapes: T tokens of the batch, D hidden, H query heads, K
 // key/value heads, d head_dim, I intermediate, V vocabulary, R rows of logits.
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 
+#include "base/aligned_bytes.h"
 #include "base/convert.h"
 #include "base/fingerprint.h"
 #include "engine/attention.h"
@@ -19,28 +18,21 @@ using enum Point;
 
 namespace {
 
-// Dense rows, at the start of a cache line, reused from call to call; not initialised.
+// Dense rows in the storage dtype, reused from call to call; not initialised.
 class Buffer {
  public:
   void* Resize(int64_t rows, int64_t width, DType dtype) {
-    constexpr size_t kLine = 64;
-    const size_t bytes = (static_cast<size_t>(rows * width) * DTypeSize(dtype) + kLine - 1) / kLine * kLine;
-    if (bytes > capacity_) {
-      data_.reset();
-      data_.reset(std::aligned_alloc(kLine, bytes));
-      if (!data_) throw std::bad_alloc();
-      capacity_ = bytes;
+    const size_t size = static_cast<size_t>(rows * width) * DTypeSize(dtype);
+    if (size > bytes_.size()) {
+      bytes_ = {};  // first, so that both are never there
+      bytes_ = AlignedBytes(size);
     }
-    return data_.get();
+    return bytes_.data();
   }
-  void* data() { return data_.get(); }
+  void* data() { return bytes_.data(); }
 
  private:
-  struct Free {
-    void operator()(void* data) const { std::free(data); }
-  };
-  std::unique_ptr<void, Free> data_;
-  size_t capacity_ = 0;
+  AlignedBytes bytes_;
 };
 
 }  // namespace

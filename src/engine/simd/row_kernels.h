@@ -40,7 +40,10 @@ struct RowKernels {
   // apart, depth of them filled up to a multiple of `pair` with zeros; panels lie panel_stride elements apart; out:
   // rows ldo floats apart.
   void (*product)(const void* a, int64_t lda, int64_t rows, const void* panels, int64_t panel_stride, int64_t columns,
-                  int64_t depth, float* out, int64_t ldo);
+                  int64_t depth, void* out, int64_t ldo);
+  // The same, rounded to the storage dtype.
+  void (*stored_product)(const void* a, int64_t lda, int64_t rows, const void* panels, int64_t panel_stride,
+                         int64_t columns, int64_t depth, void* out, int64_t ldo);
 
   // One row of attention, values of the storage dtype kept as f32; padded is a multiple of 16. scale_scores:
   // round(round(x) · scale) for the first `valid`, -infinity for the rest up to `padded`; gives the largest. A score of

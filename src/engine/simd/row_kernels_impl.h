@@ -84,8 +84,8 @@ constexpr int64_t kPanelWidth = LOCKSTEP_WIDTH == 16 ? 64 : 16;  // 24 sums of 3
 constexpr int64_t kPrefetch = 4096;                              // bytes ahead in a panel
 
 // kRows rows by kVectors vectors of columns.
-template <typename T, int64_t kRows, int64_t kVectors>
-void Tile(const typename Step<T>::Operand* a, int64_t lda, const T* panel, int64_t depth, float* out, int64_t ldo) {
+template <typename T, int64_t kRows, int64_t kVectors, typename Out>
+void Tile(const typename Step<T>::Operand* a, int64_t lda, const T* panel, int64_t depth, Out* out, int64_t ldo) {
   constexpr int64_t kPair = Step<T>::kPair;
   F32 sums[kRows][kVectors] = {};
   for (int64_t k = 0; k < depth; k += kPair, panel += kPanelWidth * kPair) {
@@ -105,13 +105,13 @@ void Tile(const typename Step<T>::Operand* a, int64_t lda, const T* panel, int64
 #pragma GCC unroll 16
   for (int64_t r = 0; r < kRows; ++r) {
 #pragma GCC unroll 16
-    for (int64_t v = 0; v < kVectors; ++v) Store(out + r * ldo + v * kWidth, sums[r][v]);
+    for (int64_t v = 0; v < kVectors; ++v) StoreRoughly(out + r * ldo + v * kWidth, sums[r][v]);
   }
 }
 
-template <typename T, int64_t kVectors>
-void RowsOfTiles(const typename Step<T>::Operand* a, int64_t lda, int64_t rows, const T* panel, int64_t depth,
-                 float* out, int64_t ldo) {
+template <typename T, int64_t kVectors, typename Out>
+void RowsOfTiles(const typename Step<T>::Operand* a, int64_t lda, int64_t rows, const T* panel, int64_t depth, Out* out,
+                 int64_t ldo) {
   int64_t r = 0;
   for (; r + kTileRows <= rows; r += kTileRows) {
     Tile<T, kTileRows, kVectors>(a + r * lda, lda, panel, depth, out + r * ldo, ldo);
@@ -128,9 +128,10 @@ void RowsOfTiles(const typename Step<T>::Operand* a, int64_t lda, int64_t rows, 
   }
 }
 
-template <typename T>
+template <typename T, typename Out>
 void Product(const void* a, int64_t lda, int64_t rows, const void* panels, int64_t panel_stride, int64_t columns,
-             int64_t depth, float* out, int64_t ldo) {
+             int64_t depth, void* y, int64_t ldo) {
+  Out* out = static_cast<Out*>(y);
   const auto* left = static_cast<const typename Step<T>::Operand*>(a);
   const T* panel = static_cast<const T*>(panels);
   for (int64_t c = 0; c < columns; c += kPanelWidth, panel += panel_stride) {
@@ -202,7 +203,8 @@ constexpr RowKernels kTable = {
     .narrow = Narrow<T>,
     .operand = OperandOf<T>,
     .operand_of_floats = OperandOfFloats<T>,
-    .product = Product<T>,
+    .product = Product<T, float>,
+    .stored_product = Product<T, T>,
     .scale_scores = ScaleScores<T>,
     .softmax = Softmax<T>,
 };

@@ -111,9 +111,15 @@ LOCKSTEP_INLINE F32 RoundedRoughly(F32 v) {
   return Rounded<T>(v);
 }
 
-LOCKSTEP_INLINE void StoreRoughly(float* to, F32 v) { Store(to, v); }
+template <typename T>
+LOCKSTEP_INLINE void StoreRoughly(T* to, F32 v) {
+  Store(to, v);
+}
 #ifdef LOCKSTEP_BF16_PAIRS
-LOCKSTEP_INLINE void StoreRoughly(BF16* to, F32 v) { StoreAs(to, _mm512_cvtneps_pbh((__m512)v)); }
+template <>
+LOCKSTEP_INLINE void StoreRoughly(BF16* to, F32 v) {
+  StoreAs(to, _mm512_cvtneps_pbh((__m512)v));
+}
 #endif
 
 // Calls body(i, load, store) for the vectors of a row of `count` elements; the last may be short: its missing elements
