@@ -65,18 +65,18 @@ void Vocabulary::AddBytes() {
 void Vocabulary::AddMerges(const TokenizerFile& file) {
   merges_.reserve(file.merges.size());
   std::string merged;
-  for (const auto& [left, right] : file.merges) {
+  for (const auto& merge : file.merges) {
     const auto id_of = [&](const std::string& token) {
       const auto found = ids_.find(token);
       if (found == ids_.end()) {
         Fail("model.merges[" + std::to_string(merges_.size()) + "]", "expected tokens of model.vocab, found " +
-                                                                         Quoted(token) + ", of " + Quoted(left) +
-                                                                         " and " + Quoted(right));
+                                                                         Quoted(token) + ", of " + Quoted(merge.first) +
+                                                                         " and " + Quoted(merge.second));
       }
       return found->second;
     };
-    merged.assign(left).append(right);
-    merges_.push_back({id_of(left), id_of(right), id_of(merged)});
+    merged.assign(merge.first).append(merge.second);
+    merges_.push_back({id_of(merge.first), id_of(merge.second), id_of(merged)});
   }
 }
 

@@ -86,6 +86,7 @@ def test_consumer_of_the_installed_package(prefix: Path, tmp_path: Path) -> None
     cache = (build / "CMakeCache.txt").read_text()
     assert f"lockstep_DIR:PATH={prefix}" in cache  # and no other installation
     out = run(build / "consumer", tmp_path)
+    assert "tokenizer.json: expected the tokenizer.json of a Hugging Face checkpoint" in out
     assert "input_embeddings" in out
     assert out.splitlines()[-1] == f"version {VERSION}, same 0, different 1, by the C API 1"
 

@@ -1,4 +1,5 @@
-// Writes two traces that differ in one value, and has both libraries find it. Usage: consumer DIRECTORY
+// Writes two traces that differ in one value, and has both libraries find it. Looks for a tokenizer where there is
+// none, which links ICU. Usage: consumer DIRECTORY
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -7,6 +8,7 @@
 #include "lockstep/compare.h"
 #include "lockstep/lockstep.h"
 #include "lockstep/report.h"
+#include "lockstep/tokenizer.h"
 
 namespace {
 
@@ -19,10 +21,20 @@ void Write(const std::string& path, float error) {
   step.Record("input_embeddings", x.data(), lockstep::DType::kF32, {2, 2});
 }
 
+bool FindsTokenizer(const std::string& directory) {
+  try {
+    return lockstep::Tokenizer::Load(directory).vocab_size() > 0;
+  } catch (const lockstep::Error& error) {
+    std::puts(error.what());
+    return false;
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   if (argc != 2) return 2;
+  if (FindsTokenizer(argv[1])) return 1;
   const std::string a = std::string(argv[1]) + "/a.trace";
   const std::string b = std::string(argv[1]) + "/b.trace";
   Write(a, 0.0F);
