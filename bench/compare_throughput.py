@@ -48,7 +48,7 @@ def write_traces(directory: Path, layers: int, tokens: int) -> tuple[Path, Path]
     config = {"num_hidden_layers": layers, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
     positions = np.arange(tokens)
     writers = [TraceWriter(path, producer="bench", config=config, storage="BF16") for path in paths]
-    steps = [writer.begin_step(positions, positions, np.zeros(tokens)) for writer in writers]
+    steps = [writer.begin_step(positions, positions, np.zeros(tokens, np.int32)) for writer in writers]
     for name, shape in point_shapes(layers).items():
         values = rng.standard_normal((tokens, *shape), dtype=np.float32).astype(ml_dtypes.bfloat16)
         other = values.view(np.uint16) ^ rng.integers(0, 2, values.shape, dtype=np.uint16)

@@ -43,10 +43,18 @@ def test_one_shot_chunks_and_decode(tmp_path, dtype, chunk):
 
 
 def test_a_batch_with_selections(tmp_path):
-    run_reference(TINY, tmp_path / "py.trace", *prompts([12, 1, 30, 12], VOCAB), "--decode", "2")
+    run_reference(
+        TINY,
+        tmp_path / "py.trace",
+        *prompts([12, 1, 30, 12], VOCAB),
+        "--decode",
+        "2",
+        "--points",
+        "*,attn_scores,attn_probs",
+    )
     assert len(check(tmp_path)["pairs"]) == 4
     check(tmp_path, "--chunk", "5", "--rows", "last:2", "--steps", "0-3")
-    check(tmp_path, "--points", "attn_*,attn_scores,attn_probs,logits", "--layers", "1-2", "--rtol", "1", code=1)
+    check(tmp_path, "--points", "attn_*,attn_scores,attn_probs,logits", "--layers", "1-2", "--rtol", "1e-9", code=1)
 
 
 def test_a_sabotaged_reference(tmp_path):
