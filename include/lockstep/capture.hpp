@@ -707,7 +707,7 @@ class Packer {
   }
 
  private:
-  static constexpr size_t kBuffer = size_t{1} << 20;
+  static constexpr size_t kBuffer = size_t{256} << 10;  // stays in a core's cache
 
   void Walk(const char* from, size_t axis) {
     if (axis == outer_) return Put(from);

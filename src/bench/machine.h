@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "base/aligned_bytes.h"
 #include "lockstep/dtype.h"
 
 namespace lockstep {
@@ -18,7 +19,7 @@ class ReadBandwidth {
   static int64_t BufferBytes();
 
  private:
-  std::vector<uint64_t> buffer_;
+  AlignedBytes buffer_;
 };
 
 // How fast all threads together multiply and add in registers, with the instruction that the engine's matrix products

@@ -81,7 +81,7 @@ double Sequence::Timed(std::span<const int32_t> tokens, Phase phase, LogitsRows 
   batch.phase = phase;
   batch.logits_rows = rows;
   const auto start = Clock::now();
-  const Logits logits = session_.Forward(batch, tap);
+  const Logits& logits = session_.Forward(batch, tap);
   next_ = logits.Greedy(logits.rows.size() - 1);
   return SecondsSince(start);
 }

@@ -187,7 +187,7 @@ int lockstep_forward(lockstep_session* session, const int32_t* tokens, const int
     batch.phase = decode ? lockstep::Phase::kDecode : lockstep::Phase::kPrefill;
 
     ModelTap& tap = session->owner->tap;
-    const lockstep::Logits result = session->session.Forward(batch, tap.active() ? &tap : nullptr);
+    const lockstep::Logits& result = session->session.Forward(batch, tap.active() ? &tap : nullptr);
     if (logits != nullptr) std::copy(result.values.begin(), result.values.end(), logits);
     for (size_t r = 0; next != nullptr && r < result.rows.size(); ++r) next[r] = result.Greedy(r);
     return LOCKSTEP_OK;

@@ -68,7 +68,7 @@ struct Call {
   std::vector<int32_t> tokens, sequences;
   std::vector<float> embeddings;
 
-  Logits Run(Session& session, Phase phase, Tap* tap) const {
+  const Logits& Run(Session& session, Phase phase, Tap* tap) const {
     Batch batch;
     batch.tokens = tokens;
     batch.sequences = sequences;

@@ -47,26 +47,26 @@ class Generator {
 
   Generation Run(std::span<const int32_t> prompt) {
     auto start = std::chrono::steady_clock::now();
-    Logits logits = Forward(prompt, Phase::kPrefill);
+    Forward(prompt, Phase::kPrefill);
     result_.prefill_seconds = SecondsSince(start);
 
     start = std::chrono::steady_clock::now();
-    while (!Take(Choose(logits))) {
-      logits = Forward({&result_.tokens.back(), 1}, Phase::kDecode);
+    while (!Take(Choose(*logits_))) {
+      Forward({&result_.tokens.back(), 1}, Phase::kDecode);
       ++result_.decode_steps;
     }
     Emit(filter_.Add(decoder_.Finish()));
     Emit(filter_.Finish());
     result_.decode_seconds = SecondsSince(start);
     result_.context = session_.Length(0);
-    result_.logits_hash = logits.Hash(0);
+    result_.logits_hash = logits_->Hash(0);
     return std::move(result_);
   }
 
  private:
-  Logits Forward(std::span<const int32_t> tokens, Phase phase) {
-    const std::vector<int32_t> sequences(tokens.size(), 0);
-    return session_.Forward({.tokens = tokens, .sequences = sequences, .phase = phase});
+  void Forward(std::span<const int32_t> tokens, Phase phase) {
+    sequences_.resize(tokens.size(), 0);
+    logits_ = &session_.Forward({.tokens = tokens, .sequences = sequences_, .phase = phase});
   }
 
   int32_t Choose(const Logits& logits) {
@@ -111,6 +111,8 @@ class Generator {
   Sampler sampler_;
   StreamDecoder decoder_;
   StopFilter filter_;
+  std::vector<int32_t> sequences_;   // zeros
+  const Logits* logits_ = nullptr;  // of the last call
   Session session_;
   Generation result_;
 };
