@@ -7,11 +7,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "lockstep/checkpoint.h"
 #include "lockstep/dtype.h"
+#include "lockstep/engine.h"
 
 namespace lockstep {
 
@@ -23,6 +25,9 @@ struct BenchOptions {
   std::vector<int64_t> decode = {128, 2048};        // lengths of the context that decoding starts from
   int repeat = 5;                                   // rounds; each measures everything once
   int threads = 0;                                  // 0: as OpenMP decides
+  // Makes a tap that compares a run of the model with a trace; none: live comparison is not measured. (The engine and
+  // the comparison do not know each other: who knows both gives it.)
+  std::function<std::unique_ptr<Tap>(const Model& model, const std::string& reference_trace)> live_tap;
   std::function<void(const std::string& what)> progress;
 };
 
@@ -43,9 +48,9 @@ struct Speed {
   Samples share;  // tokens_per_second · work_per_token / limit, round by round
 };
 
-// What a tap costs on top of the same calls without one.
+// What a tap costs on top of the same calls without one: prompts of the middle one of BenchOptions::prefill.
 struct CaptureCost {
-  std::string mode;         // "off": a tap that wants nothing; "disk": every point into a trace
+  std::string mode;         // "off": a tap that wants nothing; "disk": every point into a trace; "live"
   std::string phase;        // "prefill" or "decode"
   int64_t tokens = 0;       // of the prompt, or of the context that decoding starts from
   int64_t bytes = 0;        // written

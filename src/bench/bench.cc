@@ -67,9 +67,15 @@ void CheckLengths(const BenchOptions& options, const Config& config) {
   }
 }
 
+// Of the prompts that taps are measured with.
+int64_t CaptureLength(const BenchOptions& options) {
+  const std::set<int64_t> lengths(options.prefill.begin(), options.prefill.end());
+  return *std::next(lengths.begin(), static_cast<std::ptrdiff_t>(lengths.size() / 2));
+}
+
 void CheckMemory(const BenchOptions& options, const Config& config) {
   const int64_t capacity = Capacity(*Lengths(options).rbegin());
-  const int64_t rows = *std::min_element(options.prefill.begin(), options.prefill.end());
+  const int64_t rows = CaptureLength(options);
   RequireMemory((options.model.empty() ? options.shape : options.model) + " in " + DTypeName(options.dtype),
                 EngineMemory(config, options.dtype, capacity, rows) + ReadBandwidth::BufferBytes(), AvailableMemory());
 }
@@ -87,10 +93,11 @@ void Prepare(const BenchOptions& options, BenchResult& result) {
   for (const int64_t tokens : std::set<int64_t>(options.decode.begin(), options.decode.end())) {
     result.decode.push_back({.tokens = tokens});
   }
-  const int64_t shortest = result.prefill.front().tokens;
-  result.capture.push_back({.mode = "off", .phase = "prefill", .tokens = shortest});
+  const int64_t tokens = CaptureLength(options);
+  result.capture.push_back({.mode = "off", .phase = "prefill", .tokens = tokens});
   result.capture.push_back({.mode = "off", .phase = "decode", .tokens = result.decode.front().tokens});
-  result.capture.push_back({.mode = "disk", .phase = "prefill", .tokens = shortest});
+  result.capture.push_back({.mode = "disk", .phase = "prefill", .tokens = tokens});
+  if (options.live_tap) result.capture.push_back({.mode = "live", .phase = "prefill", .tokens = tokens});
 }
 
 Speed* Find(std::vector<Speed>& speeds, int64_t tokens) {
@@ -111,8 +118,8 @@ void MeasureLength(const Model& model, int64_t tokens, Limits& limits, BenchResu
   if (decode != nullptr) MeasureDecode(sequence, model.config(), model.dtype(), limits, *decode);
 }
 
-void MeasureRound(const Model& model, const std::string& directory, int round, Limits& limits, BenchResult& result,
-                  const std::function<void(const std::string&)>& progress) {
+void MeasureRound(const Model& model, const BenchOptions& options, const std::string& trace, int round, Limits& limits,
+                  BenchResult& result, const std::function<void(const std::string&)>& progress) {
   std::set<int64_t> lengths;
   for (const Speed& speed : result.prefill) lengths.insert(speed.tokens);
   for (const Speed& speed : result.decode) lengths.insert(speed.tokens);
@@ -124,7 +131,10 @@ void MeasureRound(const Model& model, const std::string& directory, int round, L
   progress(prefix + "capture");
   MeasureTapOffPrefill(model, round, result.capture[0]);
   MeasureTapOffDecode(model, result.capture[1]);
-  MeasureTrace(model, directory, round, result.capture[2]);
+  MeasureTrace(model, trace, round, result.capture[2]);
+  if (options.live_tap) {
+    MeasureLive(model, [&] { return options.live_tap(model, trace); }, round, result.capture[3]);
+  }
 }
 
 // Also warms everything up. Before the buffers of the measurements exist, so that the peak is the engine's own.
@@ -178,7 +188,7 @@ BenchResult Bench(const BenchOptions& options) {
   Limits limits(options.dtype);
   const ScratchDirectory scratch;
   for (int round = 0; round < options.repeat; ++round) {
-    MeasureRound(model, scratch.path(), round, limits, result, progress);
+    MeasureRound(model, options, scratch.path() + "/bench.trace", round, limits, result, progress);
   }
   result.peak_loop = limits.peak.loop();
   result.read_bandwidth = limits.read_samples;

@@ -27,6 +27,20 @@ class NothingTap : public Tap {
   void OnEnd(std::span<const int32_t>, std::span<const int32_t>) override {}
 };
 
+// A trace of a model whose input embeddings all differ in their lowest bit.
+class PerturbingTap : public TraceTap {
+ public:
+  using TraceTap::TraceTap;
+  void OnTensor(const TapTensor& tensor) override {
+    if (tensor.point == Point::kInputEmbeddings) {
+      const auto count = static_cast<size_t>(tensor.shape[0] * tensor.shape[1]);
+      auto* bytes = static_cast<std::byte*>(tensor.data);
+      for (size_t i = 0; i < count; ++i) bytes[i * DTypeSize(tensor.dtype)] ^= std::byte{1};  // little-endian
+    }
+    TraceTap::OnTensor(tensor);
+  }
+};
+
 void AddSpeed(double tokens, double seconds, double work, double limit, Speed& out) {
   const double tokens_per_second = tokens / seconds;
   out.work_per_token = work / tokens;
@@ -136,23 +150,28 @@ void MeasureTapOffDecode(const Model& model, CaptureCost& out) {
   AddCost(plain, capture, 0, out);
 }
 
-void MeasureTrace(const Model& model, const std::string& directory, int round, CaptureCost& out) {
-  const std::string path = directory + "/bench.trace";
+void MeasureTrace(const Model& model, const std::string& trace, int round, CaptureCost& out) {
   const auto plain_run = [&] { return Sequence(model, out.tokens).Prefill(LogitsRows::kAll, nullptr); };
   const auto capture_run = [&] {
     Sequence sequence(model, out.tokens);
     const auto start = Clock::now();
-    TraceTap tap(model, path, {.fingerprints = false});
+    PerturbingTap tap(model, trace, {.fingerprints = false});
     sequence.Prefill(LogitsRows::kAll, &tap);
     tap.Close();
     return SecondsSince(start);
   };
   const auto [plain, capture] = InTurns(round, plain_run, capture_run);
-  out.bytes = DirectoryBytes(path);
-  std::filesystem::remove_all(path);
-  const double bandwidth = MeasureWriteBandwidth(directory + "/bench.bytes", out.bytes);
+  out.bytes = DirectoryBytes(trace);
+  const double bandwidth = MeasureWriteBandwidth(trace + ".bytes", out.bytes);
   out.write_bandwidth.values.push_back(bandwidth);
   AddCost(plain, capture, static_cast<double>(out.bytes) / bandwidth, out);
+}
+
+void MeasureLive(const Model& model, const std::function<std::unique_ptr<Tap>()>& make_tap, int round,
+                 CaptureCost& out) {
+  const auto run = [&](Tap* tap) { return Sequence(model, out.tokens).Prefill(LogitsRows::kAll, tap); };
+  const auto [plain, live] = InTurns(round, [&] { return run(nullptr); }, [&] { return run(make_tap().get()); });
+  AddCost(plain, live, 0, out);
 }
 
 }  // namespace lockstep

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -55,6 +57,9 @@ void MeasureDecode(Sequence& sequence, const Config& config, DType dtype, Limits
 // `round` alternates which of the two ways comes first.
 void MeasureTapOffPrefill(const Model& model, int round, CaptureCost& out);
 void MeasureTapOffDecode(const Model& model, CaptureCost& out);
-void MeasureTrace(const Model& model, const std::string& directory, int round, CaptureCost& out);
+// Into `trace`, which stays; one bit of every input embedding is changed, so that all its points differ from a run's.
+void MeasureTrace(const Model& model, const std::string& trace, int round, CaptureCost& out);
+void MeasureLive(const Model& model, const std::function<std::unique_ptr<Tap>()>& make_tap, int round,
+                 CaptureCost& out);
 
 }  // namespace lockstep

@@ -6,6 +6,7 @@
 #include "cli/bench_output.h"
 #include "cli/command.h"
 #include "cli/compare_output.h"
+#include "cli/live_output.h"
 #include "lockstep/bench.h"
 #include "lockstep/error.h"
 
@@ -47,6 +48,7 @@ void AddBench(CLI::App& app, int& exit_code) {
   command->callback([options, &exit_code] {
     options->bench.dtype = *ParseDType(options->dtype);
     options->bench.progress = ShowProgress;
+    options->bench.live_tap = MakeSilentLiveTap;
     const BenchResult result = Bench(options->bench);
     ClearProgress();
     std::fputs(BenchText(result).c_str(), stdout);

@@ -6,12 +6,14 @@
 
 namespace lockstep::cli {
 
-class LiveOutput::LiveTap : public Tap {
+class LiveTap : public Tap {
  public:
   LiveTap(LiveComparison live, const Model& model, const std::string& failing, TraceTapOptions options)
       : live_(std::move(live)) {
-    for (const Model::Fingerprint& weight : model.Fingerprints()) {
-      live_.SetWeight(weight.name, model.dtype(), weight.shape, weight.hash);
+    if (options.fingerprints) {
+      for (const Model::Fingerprint& weight : model.Fingerprints()) {
+        live_.SetWeight(weight.name, model.dtype(), weight.shape, weight.hash);
+      }
     }
     options.promise = options.fingerprints = false;
     if (!failing.empty()) failing_.emplace(model, failing, options);
@@ -42,6 +44,12 @@ class LiveOutput::LiveTap : public Tap {
   LiveComparison live_;
   std::optional<TraceTap> failing_;
 };
+
+std::unique_ptr<Tap> MakeSilentLiveTap(const Model& model, const std::string& reference) {
+  const TraceTapOptions options{.fingerprints = false};
+  return std::make_unique<LiveTap>(LiveComparison({reference}, "engine", TraceInfoOf(model, options), {}), model, "",
+                                   options);
+}
 
 LiveOutput::LiveOutput(std::string reference, std::string failing, const ComparisonOptions& options)
     : reference_(std::move(reference)), failing_(std::move(failing)), options_(OptionsOf(options)) {

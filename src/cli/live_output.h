@@ -11,6 +11,11 @@
 
 namespace lockstep::cli {
 
+class LiveTap;
+
+// A tap that compares with a trace and tells nobody, to measure what that costs.
+std::unique_ptr<Tap> MakeSilentLiveTap(const Model& model, const std::string& reference);
+
 class LiveOutput : public EngineOutput {
  public:
   // failing: where the tensors that differ are written, or empty.
@@ -23,7 +28,6 @@ class LiveOutput : public EngineOutput {
   CompareResult Finish();
 
  private:
-  class LiveTap;
   std::string reference_, failing_;
   CompareOptions options_;
   std::unique_ptr<LiveTap> tap_;

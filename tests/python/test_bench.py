@@ -88,7 +88,7 @@ def test_work_is_counted(measured):
 def test_costs_of_capture(measured):
     result, _, directory = measured
     costs = {(cost["mode"], cost["phase"]): cost for cost in result["capture"]}
-    assert set(costs) == {("off", "prefill"), ("off", "decode"), ("disk", "prefill")}
+    assert set(costs) == {("off", "prefill"), ("off", "decode"), ("disk", "prefill"), ("live", "prefill")}
     for cost in costs.values():
         plain = assert_samples(cost["plain_seconds"])
         capture = assert_samples(cost["capture_seconds"])
