@@ -11,7 +11,8 @@ std::vector<TraceReader> OpenAll(const std::vector<std::string>& paths, std::str
 
 std::vector<TraceView> Views(const std::vector<TraceReader>& readers) {
   std::vector<TraceView> views;
-  for (const TraceReader& reader : readers) views.push_back({reader.path(), &reader.meta(), &reader.steps(), /*mapped=*/true});
+  for (const TraceReader& reader : readers)
+    views.push_back({reader.path(), &reader.meta(), &reader.steps(), /*mapped=*/true});
   return views;
 }
 

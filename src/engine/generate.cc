@@ -111,7 +111,7 @@ class Generator {
   Sampler sampler_;
   StreamDecoder decoder_;
   StopFilter filter_;
-  std::vector<int32_t> sequences_;   // zeros
+  std::vector<int32_t> sequences_;  // zeros
   const Logits* logits_ = nullptr;  // of the last call
   Session session_;
   Generation result_;

@@ -81,7 +81,7 @@ struct Step<BF16> {
 
 constexpr int64_t kTileRows = 6;
 constexpr int64_t kPanelWidth = LOCKSTEP_WIDTH == 16 ? 64 : 16;  // 24 sums of 32 registers; 12 of 16 below AVX-512
-constexpr int64_t kPrefetch = 4096;                              // bytes ahead in a panel
+constexpr int64_t kPrefetch = 8192;                              // bytes ahead in a panel
 
 // kRows rows by kVectors vectors of columns.
 template <typename T, int64_t kRows, int64_t kVectors, typename Out>
