@@ -10,7 +10,7 @@
 namespace lockstep {
 namespace {
 
-constexpr const char* kEmbedding = "model.embed_tokens.weight";
+const std::string kEmbedding = "model.embed_tokens.weight";  // no allocation where a row is read
 constexpr const char* kFinalNorm = "model.norm.weight";
 constexpr const char* kHead = "lm_head.weight";
 
