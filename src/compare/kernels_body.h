@@ -268,10 +268,10 @@ ChunkScan Scan(const Pairs& pairs) {
   return scan;
 }
 
-// Limits in f32, for lanes of it. An element is in doubt where the difference and the limit, both in f32, are at most
-// kDoubt representable values apart. What they lose in f32 is less than that: half a value each in the difference, the
-// constants, the product and the sum. The order of the bits of positive floats is theirs, up to infinity; so no element
-// that is not in doubt is on another side of the limit than in f64.
+// Limits in f32. An element is in doubt where the difference and the limit, both in f32, are at most kDoubt values of
+// f32 apart. Rounding moves them by less: by at most one value each in the difference, the two constants, the product
+// and the sum. The order of the bits of positive floats is theirs, up to infinity; so an element that is not in doubt
+// is on the same side of the limit as in f64.
 constexpr int32_t kDoubt = 16;
 template <size_t kCount>
 struct FloatLimits {
@@ -288,10 +288,12 @@ struct FloatLimits {
 // them.
 LOCKSTEP_INLINE bool FitFloats(std::span<const Limit> limits) {
   constexpr double kSmallest = std::numeric_limits<float>::min(), kLargest = std::numeric_limits<float>::max();
-  return std::all_of(limits.begin(), limits.end(), [](const Limit& limit) {
-    return limit.atol >= 0 && limit.atol <= kLargest && !std::signbit(limit.atol) && !std::signbit(limit.rtol) &&
-           (limit.rtol == 0 || (limit.rtol >= kSmallest && limit.rtol <= kLargest));
-  });
+  for (const Limit& limit : limits) {
+    if (std::signbit(limit.atol) || !(limit.atol <= kLargest)) return false;
+    if (std::signbit(limit.rtol) || !(limit.rtol <= kLargest)) return false;
+    if (limit.rtol != 0 && limit.rtol < kSmallest) return false;
+  }
+  return true;
 }
 
 // Some lanes of a sum over a part.
@@ -353,6 +355,9 @@ LOCKSTEP_INLINE void ForGroups(const std::byte* from_a, const std::byte* from_b,
   Floats a, b;
   size_t i = 0;
   for (; i + kGroup <= count; i += kGroup) {
+    // The chunk after this one, for these loops wait for the arithmetic while the scan waits for the memory. Beyond the
+    // tensor a prefetch does nothing.
+    __builtin_prefetch(from_a + (i + kChunk) * kSize), __builtin_prefetch(from_b + (i + kChunk) * kSize);
     T::Widen(from_a + (i + lane) * kSize, a), T::Widen(from_b + (i + lane) * kSize, b);
     body(a, b);
   }
