@@ -319,11 +319,11 @@ struct SumVectors {
     Split(relative, relative0, relative1);
     rel += relative0, rel += relative1;
     Raise(max_rel, relative);
-    const I32 from = (I32)difference + kDoubt;
+    const U32 from = (U32)difference + uint32_t{kDoubt};  // unsigned, for negative limits may wrap around
     for (size_t i = 0; i < kCount; ++i) {
-      const I32 above = from - (I32)MultiplyAdd(limits.rtol[i], size, limits.atol[i]);
-      within[i] += above >> 31;
-      Lower(nearest, (U32)above);
+      const U32 above = from - (U32)MultiplyAdd(limits.rtol[i], size, limits.atol[i]);
+      within[i] += (I32)above >> 31;
+      Lower(nearest, above);
     }
   }
 
