@@ -1,6 +1,7 @@
 // The inner loops of the comparison, over chunks of pairs small enough to stay in the first-level cache: one look at
 // the bits (hashes, extremes, equality), then the sums. Values are read as they are stored, bf16 or f32; sums are taken
 // in f64, in fixed lanes, so that the result depends neither on the instruction set nor on the number of threads.
+// Divisions and limits are taken in f32, sixteen lanes instead of eight; where that leaves a count in doubt, in f64.
 #pragma once
 
 #include <cstddef>
@@ -51,7 +52,7 @@ struct Products {
 struct ChunkSums {
   double a = 0, b = 0;
   double abs = 0;  // of |a - b|
-  double rel = 0;  // of |a - b| / |b| where b != 0
+  double rel = 0;  // of |a - b| / |b| where b != 0, each rounded to f32 (f64 if one of the call's overflows there)
   double max_abs = 0;
   double max_rel = 0;
   int64_t within[kNumLimits] = {};  // the user's: only if there is one

@@ -9,9 +9,8 @@ typedef int64_t I64 __attribute__((vector_size(LOCKSTEP_VECTOR_BYTES)));
 typedef uint32_t U32 __attribute__((vector_size(LOCKSTEP_VECTOR_BYTES)));
 typedef int32_t I32 __attribute__((vector_size(LOCKSTEP_VECTOR_BYTES)));
 typedef int16_t I16 __attribute__((vector_size(LOCKSTEP_VECTOR_BYTES)));
+typedef float Floats __attribute__((vector_size(LOCKSTEP_VECTOR_BYTES)));
 typedef float HalfF32 __attribute__((vector_size(LOCKSTEP_VECTOR_BYTES / 2)));
-typedef uint32_t HalfU32 __attribute__((vector_size(LOCKSTEP_VECTOR_BYTES / 2)));
-typedef uint16_t QuarterU16 __attribute__((vector_size(LOCKSTEP_VECTOR_BYTES / 4)));
 
 template <typename V>
 LOCKSTEP_INLINE void Load(const std::byte* from, V& to) {
@@ -19,41 +18,90 @@ LOCKSTEP_INLINE void Load(const std::byte* from, V& to) {
 }
 
 LOCKSTEP_INLINE F64 Magnitude(const F64& x) { return (F64)((I64)x & INT64_MAX); }
-LOCKSTEP_INLINE void Raise(F64& largest, const F64& x) { largest = x > largest ? x : largest; }
+LOCKSTEP_INLINE Floats Magnitude(const Floats& x) { return (Floats)((I32)x & INT32_MAX); }
 
+// A group is sixteen pairs, of which a Floats has some lanes of the first eight and then the same lanes of the second.
+// MultiplyAdd may round once or twice: only for exact products, and where nothing depends on it.
 #if LOCKSTEP_VECTOR_BYTES == 64
-LOCKSTEP_INLINE void WidenF32(const std::byte* from, F64& to) {
-  to = (F64)_mm512_maskz_cvtps_pd(0xFF, _mm256_loadu_ps(reinterpret_cast<const float*>(from)));
+LOCKSTEP_INLINE void WidenF32(const std::byte* from, Floats& to) { Load(from, to); }
+LOCKSTEP_INLINE void WidenBf16(const std::byte* from, Floats& to) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  to = (Floats)((U32)_mm512_maskz_cvtepu16_epi32(0xFFFF, bits) << 16);
 }
-LOCKSTEP_INLINE void WidenBf16(const std::byte* from, F64& to) {
-  const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-  to = (F64)_mm512_maskz_cvtps_pd(0xFF, _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)));
+LOCKSTEP_INLINE void Split(const Floats& x, F64& first, F64& second) {
+  first = (F64)_mm512_maskz_cvtps_pd(0xFF, (__m256)__builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7));
+  second = (F64)_mm512_maskz_cvtps_pd(0xFF, (__m256)__builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15));
 }
-LOCKSTEP_INLINE void CountWithin(I64& count, const F64& difference, const F64& limit) {
-  const __mmask8 within = _mm512_cmp_pd_mask((__m512d)difference, (__m512d)limit, _CMP_LE_OQ);
-  count = (I64)_mm512_mask_sub_epi64((__m512i)count, within, (__m512i)count, _mm512_set1_epi64(1));
+LOCKSTEP_INLINE F64 MultiplyAdd(const F64& x, const F64& y, const F64& z) {
+  return (F64)_mm512_fmadd_pd((__m512d)x, (__m512d)y, (__m512d)z);
 }
-LOCKSTEP_INLINE F64 OrInfinity(const F64& size) {
-  const __mmask8 zero = _mm512_cmp_pd_mask((__m512d)size, _mm512_setzero_pd(), _CMP_EQ_OQ);
-  return (F64)_mm512_mask_mov_pd((__m512d)size, zero, _mm512_set1_pd(std::numeric_limits<double>::infinity()));
+LOCKSTEP_INLINE Floats MultiplyAdd(const Floats& x, const Floats& y, const Floats& z) {
+  return (Floats)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)z);
+}
+LOCKSTEP_INLINE Floats DivideOrZero(const Floats& x, const Floats& y) {
+  const __mmask16 some = _mm512_cmp_ps_mask((__m512)y, _mm512_setzero_ps(), _CMP_NEQ_OQ);
+  return (Floats)_mm512_maskz_div_ps(some, (__m512)x, (__m512)y);
+}
+LOCKSTEP_INLINE void Raise(F64& largest, const F64& x) {
+  largest = (F64)_mm512_maskz_max_pd(0xFF, (__m512d)x, (__m512d)largest);
+}
+LOCKSTEP_INLINE void Raise(Floats& largest, const Floats& x) {
+  largest = (Floats)_mm512_maskz_max_ps(0xFFFF, (__m512)x, (__m512)largest);
+}
+LOCKSTEP_INLINE void Lower(U32& smallest, const U32& x) {
+  smallest = (U32)_mm512_maskz_min_epu32(0xFFFF, (__m512i)smallest, (__m512i)x);
 }
 #else
-LOCKSTEP_INLINE void WidenF32(const std::byte* from, F64& to) {
-  HalfF32 values;
-  Load(from, values);
-  to = __builtin_convertvector(values, F64);
+#if LOCKSTEP_VECTOR_BYTES == 32
+LOCKSTEP_INLINE void WidenF32(const std::byte* from, Floats& to) {
+  const float* values = reinterpret_cast<const float*>(from);
+  to = (Floats)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(values)), _mm_loadu_ps(values + kLanes), 1);
 }
-LOCKSTEP_INLINE void WidenBf16(const std::byte* from, F64& to) {
-  QuarterU16 bits;
-  Load(from, bits);
-  const HalfU32 wide = __builtin_convertvector(bits, HalfU32) << 16;
-  to = __builtin_convertvector((HalfF32)wide, F64);
+LOCKSTEP_INLINE void WidenBf16(const std::byte* from, Floats& to) {
+  const __m128i first = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+  const __m128i second = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + kLanes * sizeof(uint16_t)));
+  to = (Floats)((U32)_mm256_cvtepu16_epi32(_mm_unpacklo_epi64(first, second)) << 16);
 }
-LOCKSTEP_INLINE void CountWithin(I64& count, const F64& difference, const F64& limit) { count += difference <= limit; }
-// For zeros infinity, by their bits.
-LOCKSTEP_INLINE F64 OrInfinity(const F64& size) {
-  return (F64)((I64)size | ((I64)(size == 0.0) & std::bit_cast<int64_t>(std::numeric_limits<double>::infinity())));
+LOCKSTEP_INLINE void Split(const Floats& x, F64& first, F64& second) {
+  first = (F64)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)x));
+  second = (F64)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)x, 1));
 }
+LOCKSTEP_INLINE F64 MultiplyAdd(const F64& x, const F64& y, const F64& z) {
+  return (F64)_mm256_fmadd_pd((__m256d)x, (__m256d)y, (__m256d)z);
+}
+LOCKSTEP_INLINE Floats MultiplyAdd(const Floats& x, const Floats& y, const Floats& z) {
+  return (Floats)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)z);
+}
+#else
+LOCKSTEP_INLINE void WidenF32(const std::byte* from, Floats& to) {
+  HalfF32 first, second;
+  Load(from, first), Load(from + kLanes * sizeof(float), second);
+  to = __builtin_shufflevector(first, second, 0, 1, 2, 3);
+}
+LOCKSTEP_INLINE void WidenBf16(const std::byte* from, Floats& to) {
+  uint16_t first[2], second[2];
+  Load(from, first), Load(from + kLanes * sizeof(uint16_t), second);
+  to = (Floats)(U32{first[0], first[1], second[0], second[1]} << 16);
+}
+LOCKSTEP_INLINE void Split(const Floats& x, F64& first, F64& second) {
+  first = F64{x[0], x[1]};
+  second = F64{x[2], x[3]};
+}
+template <typename V>
+LOCKSTEP_INLINE V MultiplyAdd(const V& x, const V& y, const V& z) {
+  return x * y + z;
+}
+#endif
+// Divided by infinity where y is 0.
+LOCKSTEP_INLINE Floats DivideOrZero(const Floats& x, const Floats& y) {
+  constexpr int32_t kInfinity = std::bit_cast<int32_t>(std::numeric_limits<float>::infinity());
+  return x / (Floats)((I32)y | ((I32)(y == 0.0f) & kInfinity));
+}
+template <typename V>
+LOCKSTEP_INLINE void Raise(V& largest, const V& x) {
+  largest = x > largest ? x : largest;
+}
+LOCKSTEP_INLINE void Lower(U32& smallest, const U32& x) { smallest = x < smallest ? x : smallest; }
 #endif
 
 // A format: its words as signed integers, in whose order -NaN < -inf < … < inf < NaN once Ordered.
@@ -65,7 +113,7 @@ struct Bf16 {
   static float Value(Word word) {
     return std::bit_cast<float>(static_cast<uint32_t>(static_cast<uint16_t>(word)) << 16);
   }
-  LOCKSTEP_INLINE static void Widen(const std::byte* from, F64& to) { WidenBf16(from, to); }
+  LOCKSTEP_INLINE static void Widen(const std::byte* from, Floats& to) { WidenBf16(from, to); }
 };
 
 struct F32 {
@@ -74,7 +122,7 @@ struct F32 {
   static constexpr Word kMagnitude = 0x7FFFFFFF;
   static constexpr Word kInfinity = 0x7F800000;
   static float Value(Word word) { return std::bit_cast<float>(word); }
-  LOCKSTEP_INLINE static void Widen(const std::byte* from, F64& to) { WidenF32(from, to); }
+  LOCKSTEP_INLINE static void Widen(const std::byte* from, Floats& to) { WidenF32(from, to); }
 };
 
 // Combines all lanes by halves, in an order that is the same everywhere.
@@ -220,6 +268,34 @@ ChunkScan Scan(const Pairs& pairs) {
   return scan;
 }
 
+// Limits in f32. An element is in doubt where the difference and the limit, both in f32, are at most kDoubt values of
+// f32 apart. Rounding moves them by less: by at most one value each in the difference, the two constants, the product
+// and the sum. The order of the bits of positive floats is theirs, up to infinity; so an element that is not in doubt
+// is on the same side of the limit as in f64.
+constexpr int32_t kDoubt = 16;
+template <size_t kCount>
+struct FloatLimits {
+  explicit FloatLimits(std::span<const Limit> limits) {
+    for (size_t i = 0; i < kCount; ++i) {
+      atol[i] = Floats{} + static_cast<float>(limits[i].atol);
+      rtol[i] = Floats{} + static_cast<float>(limits[i].rtol);
+    }
+  }
+  Floats atol[kCount], rtol[kCount];
+};
+
+// Whether FloatLimits may be used: negative ones, NaN, and a subnormal rtol (of which f32 keeps too little) are not for
+// them.
+LOCKSTEP_INLINE bool FitFloats(std::span<const Limit> limits) {
+  constexpr double kSmallest = std::numeric_limits<float>::min(), kLargest = std::numeric_limits<float>::max();
+  for (const Limit& limit : limits) {
+    if (std::signbit(limit.atol) || !(limit.atol <= kLargest)) return false;
+    if (std::signbit(limit.rtol) || !(limit.rtol <= kLargest)) return false;
+    if (limit.rtol != 0 && limit.rtol < kSmallest) return false;
+  }
+  return true;
+}
+
 // Some lanes of a sum over a part.
 struct ProductVectors {
   F64 aa = {}, bb = {}, ab = {}, dd = {};
@@ -228,24 +304,40 @@ struct ProductVectors {
 // Some lanes of a sum over a chunk.
 template <size_t kCount>
 struct SumVectors {
-  F64 a = {}, b = {}, abs = {}, rel = {}, max_abs = {}, max_rel = {};
-  I64 within[kCount] = {};
+  F64 a = {}, b = {}, abs = {}, rel = {}, max_abs = {};
+  Floats max_rel = {};
+  I32 within[kCount] = {};   // counts downwards
+  U32 nearest = U32{} - 1u;  // at most 2 * kDoubt if an element is in doubt
 
-  LOCKSTEP_INLINE void Add(const F64& x, const F64& y, const F64* atol, const F64* rtol, ProductVectors& p) {
+  LOCKSTEP_INLINE void Add(const Floats& x, const Floats& y, const FloatLimits<kCount>& limits, ProductVectors& p) {
+    F64 x0, x1, y0, y1;
+    Split(x, x0, x1), Split(y, y0, y1);
+    AddExact(x0, y0, p), AddExact(x1, y1, p);
+
+    const Floats difference = Magnitude(x - y), size = Magnitude(y), relative = DivideOrZero(difference, size);
+    F64 relative0, relative1;
+    Split(relative, relative0, relative1);
+    rel += relative0, rel += relative1;
+    Raise(max_rel, relative);
+    const U32 from = (U32)difference + uint32_t{kDoubt};  // unsigned, for negative limits may wrap around
+    for (size_t i = 0; i < kCount; ++i) {
+      const U32 above = from - (U32)MultiplyAdd(limits.rtol[i], size, limits.atol[i]);
+      within[i] += (I32)above >> 31;
+      Lower(nearest, above);
+    }
+  }
+
+  // The products of two floats are exact in f64, the square of a difference may not be.
+  LOCKSTEP_INLINE void AddExact(const F64& x, const F64& y, ProductVectors& p) {
     a += x;
     b += y;
-    p.aa += x * x;
-    p.bb += y * y;
-    p.ab += x * y;
-    const F64 difference = Magnitude(x - y), size = Magnitude(y);
+    p.aa = MultiplyAdd(x, x, p.aa);
+    p.bb = MultiplyAdd(y, y, p.bb);
+    p.ab = MultiplyAdd(x, y, p.ab);
+    const F64 difference = Magnitude(x - y);
     abs += difference;
     p.dd += difference * difference;
     Raise(max_abs, difference);
-    // Divided by infinity where b is 0: adds nothing.
-    const F64 relative = difference / OrInfinity(size);
-    rel += relative;
-    Raise(max_rel, relative);
-    for (size_t i = 0; i < kCount; ++i) CountWithin(within[i], difference, atol[i] + rtol[i] * size);
   }
 };
 
@@ -254,47 +346,102 @@ LOCKSTEP_INLINE void Put(const V& vector, size_t lane, Lane (&lanes)[kCount]) {
   std::memcpy(lanes + lane, &vector, sizeof(vector));
 }
 
-// Calls body(a, b) for some lanes of every group of eight pairs; the last, partial one is filled up with zeros.
+constexpr size_t kGroup = 2 * kLanes;
+
+// Calls body(a, b) for some lanes of every group of pairs; the last, partial one is filled up with zeros.
 template <typename T, typename Body>
 LOCKSTEP_INLINE void ForGroups(const std::byte* from_a, const std::byte* from_b, size_t count, size_t lane, Body body) {
   constexpr size_t kSize = sizeof(typename T::Word);
-  F64 a, b;
+  Floats a, b;
   size_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
+  for (; i + kGroup <= count; i += kGroup) {
+    // The chunk after this one, for these loops wait for the arithmetic while the scan waits for the memory. Beyond the
+    // tensor a prefetch does nothing.
+    __builtin_prefetch(from_a + (i + kChunk) * kSize), __builtin_prefetch(from_b + (i + kChunk) * kSize);
     T::Widen(from_a + (i + lane) * kSize, a), T::Widen(from_b + (i + lane) * kSize, b);
     body(a, b);
   }
   if (i == count) return;
-  std::byte tail_a[kLanes * kSize] = {}, tail_b[kLanes * kSize] = {};
+  std::byte tail_a[kGroup * kSize] = {}, tail_b[kGroup * kSize] = {};
   std::memcpy(tail_a, from_a + i * kSize, (count - i) * kSize);
   std::memcpy(tail_b, from_b + i * kSize, (count - i) * kSize);
   T::Widen(tail_a + lane * kSize, a), T::Widen(tail_b + lane * kSize, b);
   body(a, b);
 }
 
-template <size_t kCount>
-ChunkSums FinishSum(const SumVectors<kCount>* vectors, std::span<const Limit> limits, int64_t padding) {
-  double a[kLanes], b[kLanes], abs[kLanes], rel[kLanes], max_abs[kLanes], max_rel[kLanes];
-  int64_t within[kCount][kLanes];
+// The same in f64, for the first eight pairs of a group and then for the second.
+template <typename T, typename Body>
+LOCKSTEP_INLINE void ForHalfGroups(const Pairs& pairs, size_t lane, Body body) {
+  ForGroups<T>(pairs.a, pairs.b, pairs.count, lane, [&](const Floats& x, const Floats& y) LOCKSTEP_LAMBDA {
+    F64 x0, x1, y0, y1;
+    Split(x, x0, x1), Split(y, y0, y1);
+    body(x0, y0), body(x1, y1);
+  });
+}
+
+constexpr int64_t Padding(size_t count) { return static_cast<int64_t>((kGroup - count % kGroup) % kGroup); }
+
+// In f64, where f32 leaves an element of the chunk in doubt.
+template <typename T>
+int64_t CountWithin(const Pairs& pairs, const Limit& limit) {
+  int64_t lanes[kLanes];
+  for (size_t lane = 0; lane < kLanes; lane += kNative) {
+    I64 count = {};
+    ForHalfGroups<T>(pairs, lane, [&](const F64& x, const F64& y) LOCKSTEP_LAMBDA {
+      count -= Magnitude(x - y) <= limit.atol + limit.rtol * Magnitude(y);
+    });
+    Put(count, lane, lanes);
+  }
+  // A negative limit keeps even equal values out, so the padding may not have counted.
+  return Total(lanes) - (0.0 <= limit.atol ? Padding(pairs.count) : 0);
+}
+
+// In f64, where one of the relative differences is infinite in f32.
+template <typename T>
+void AddRelative(const Pairs& pairs, ChunkSums* sums) {
+  double rel[kLanes], max_rel[kLanes];
+  for (size_t lane = 0; lane < kLanes; lane += kNative) {
+    F64 total = {}, largest = {};
+    ForHalfGroups<T>(pairs, lane, [&](const F64& x, const F64& y) LOCKSTEP_LAMBDA {
+      constexpr int64_t kInfinity = std::bit_cast<int64_t>(std::numeric_limits<double>::infinity());
+      const F64 size = Magnitude(y);
+      const F64 relative = Magnitude(x - y) / (F64)((I64)size | ((I64)(size == 0.0) & kInfinity));
+      total += relative;
+      Raise(largest, relative);
+    });
+    Put(total, lane, rel), Put(largest, lane, max_rel);
+  }
+  sums->rel = Total(rel), sums->max_rel = Largest(max_rel);
+}
+
+template <typename T, size_t kCount>
+ChunkSums FinishSum(const Pairs& pairs, const SumVectors<kCount>* vectors, std::span<const Limit> limits,
+                    int64_t padding) {
+  double a[kLanes], b[kLanes], abs[kLanes], rel[kLanes], max_abs[kLanes];
+  float max_rel[kGroup];
+  int32_t within[kCount][kGroup];
+  uint32_t nearest[kGroup];
   for (size_t lane = 0; lane < kLanes; lane += kNative) {
     const SumVectors<kCount>& v = vectors[lane / kNative];
-    Put(v.a, lane, a), Put(v.b, lane, b), Put(v.abs, lane, abs), Put(v.rel, lane, rel);
-    Put(v.max_abs, lane, max_abs), Put(v.max_rel, lane, max_rel);
-    for (size_t i = 0; i < kCount; ++i) Put(v.within[i], lane, within[i]);
+    Put(v.a, lane, a), Put(v.b, lane, b), Put(v.abs, lane, abs), Put(v.rel, lane, rel), Put(v.max_abs, lane, max_abs);
+    Put(v.max_rel, 2 * lane, max_rel), Put(v.nearest, 2 * lane, nearest);
+    for (size_t i = 0; i < kCount; ++i) Put(v.within[i], 2 * lane, within[i]);
   }
   ChunkSums sums;
   sums.a = Total(a), sums.b = Total(b), sums.abs = Total(abs), sums.rel = Total(rel);
   sums.max_abs = Largest(max_abs), sums.max_rel = Largest(max_rel);
-  // A negative limit keeps even equal values out, so the padding may not have counted.
-  for (size_t i = 0; i < kCount; ++i) sums.within[i] = -Total(within[i]) - (0.0 <= limits[i].atol ? padding : 0);
+  if (std::isinf(sums.max_rel)) AddRelative<T>(pairs, &sums);
+  const bool doubtful = Smallest(nearest) <= 2 * kDoubt || !FitFloats(limits);
+  for (size_t i = 0; i < kCount; ++i) {
+    sums.within[i] = doubtful ? CountWithin<T>(pairs, limits[i]) : -int64_t{Total(within[i])} - padding;
+  }
   return sums;
 }
 
 template <typename T, size_t kCount>
 ChunkSums Sum(const Pairs& pairs, size_t part, std::span<const Limit> limits, Products* parts) {
   SumVectors<kCount> s[kLanes / kNative];
-  F64 atol[kCount], rtol[kCount];
-  for (size_t i = 0; i < kCount; ++i) atol[i] = F64{} + limits[i].atol, rtol[i] = F64{} + limits[i].rtol;
+  const FloatLimits<kCount> float_limits(limits);
   const size_t size = part * sizeof(typename T::Word), num_parts = pairs.count / part;
   for (size_t k = 0; k < num_parts; ++k) {
     double aa[kLanes], bb[kLanes], ab[kLanes], dd[kLanes];
@@ -302,14 +449,13 @@ ChunkSums Sum(const Pairs& pairs, size_t part, std::span<const Limit> limits, Pr
       ProductVectors p;
       SumVectors<kCount> v = s[lane / kNative];
       ForGroups<T>(pairs.a + k * size, pairs.b + k * size, part, lane,
-                   [&](const F64& x, const F64& y) LOCKSTEP_LAMBDA { v.Add(x, y, atol, rtol, p); });
+                   [&](const Floats& x, const Floats& y) LOCKSTEP_LAMBDA { v.Add(x, y, float_limits, p); });
       s[lane / kNative] = v;
       Put(p.aa, lane, aa), Put(p.bb, lane, bb), Put(p.ab, lane, ab), Put(p.dd, lane, dd);
     }
     parts[k] = {Total(aa), Total(bb), Total(ab), Total(dd)};
   }
-  const size_t padding = num_parts * ((kLanes - part % kLanes) % kLanes);
-  return FinishSum<kCount>(s, limits, static_cast<int64_t>(padding));
+  return FinishSum<T, kCount>(pairs, s, limits, static_cast<int64_t>(num_parts) * Padding(part));
 }
 
 template <typename T>
@@ -320,8 +466,10 @@ ChunkSums SumEqual(const Pairs& pairs, size_t part, Products* parts) {
   for (size_t k = 0; k < pairs.count / part; ++k) {
     for (size_t lane = 0; lane < kLanes; lane += kNative) {
       F64 total = totals[lane / kNative], squares = {};
-      ForGroups<T>(pairs.a + k * size, pairs.a + k * size, part, lane,
-                   [&](const F64& x, const F64&) LOCKSTEP_LAMBDA { total += x, squares += x * x; });
+      const std::byte* from = pairs.a + k * size;
+      ForHalfGroups<T>({pairs.format, from, from, part}, lane, [&](const F64& x, const F64&) LOCKSTEP_LAMBDA {
+        total += x, squares = MultiplyAdd(x, x, squares);
+      });
       totals[lane / kNative] = total;
       Put(squares, lane, lanes);
     }
@@ -337,15 +485,16 @@ ChunkSums SumEqual(const Pairs& pairs, size_t part, Products* parts) {
 
 template <typename T>
 size_t Find(const Pairs& pairs, double difference) {
-  // Groups of 64 pairs are asked whether they hold it; only one of them is looked through.
-  constexpr size_t kGroup = 64, kSize = sizeof(typename T::Word);
-  for (size_t begin = 0; begin < pairs.count; begin += kGroup) {
-    const size_t count = std::min(kGroup, pairs.count - begin);
+  // Blocks of 64 pairs are asked whether they hold it; only one of them is looked through.
+  constexpr size_t kBlock = 64, kSize = sizeof(typename T::Word);
+  for (size_t begin = 0; begin < pairs.count; begin += kBlock) {
+    const size_t count = std::min(kBlock, pairs.count - begin);
+    const Pairs block{pairs.format, pairs.a + begin * kSize, pairs.b + begin * kSize, count};
     I64 hits = {};
     size_t last = begin;
     for (size_t lane = 0; lane < kLanes; lane += kNative) {
-      ForGroups<T>(pairs.a + begin * kSize, pairs.b + begin * kSize, count, lane,
-                   [&](const F64& x, const F64& y) LOCKSTEP_LAMBDA { hits |= Magnitude(x - y) == difference; });
+      ForHalfGroups<T>(block, lane,
+                       [&](const F64& x, const F64& y) LOCKSTEP_LAMBDA { hits |= Magnitude(x - y) == difference; });
     }
     int64_t lanes[kNative];
     Put(hits, 0, lanes);

@@ -113,16 +113,29 @@ TEST(KernelsTest, OneValueAnywhereIsSeen) {
 // The sums, slowly and one after the other.
 struct Slow {
   explicit Slow(const Sides& sides, size_t begin, size_t end) {
+    float max_rel_f32 = 0;
+    double rel_f32 = 0;
     for (size_t i = begin; i < end; ++i) {
       const double x = sides.a.floats[i], y = sides.b.floats[i], d = std::abs(x - y);
       a += x, b += y, abs += d;
       magnitude_a += std::abs(x), magnitude_b += std::abs(y);
       products.Add({x * x, y * y, x * y, d * d});
       magnitude_ab += std::abs(x * y);
-      if (y != 0) rel += d / std::abs(y), max_rel = std::max(max_rel, d / std::abs(y));
+      if (y != 0) {
+        const float relative = std::abs(sides.a.floats[i] - sides.b.floats[i]) / std::abs(sides.b.floats[i]);
+        rel_f32 += relative, max_rel_f32 = std::max(max_rel_f32, relative);
+        rel += d / std::abs(y), max_rel = std::max(max_rel, d / std::abs(y));
+      }
       max_abs = std::max(max_abs, d);
-      for (size_t k = 0; k < kNumLimits; ++k) within[k] += d <= kLimits[k].atol + kLimits[k].rtol * std::abs(y);
+      for (size_t k = 0; k < kNumLimits; ++k) within[k] += IsWithin(x, y, kLimits[k]);
     }
+    if (std::isinf(max_rel_f32)) return;
+    EXPECT_NEAR(rel_f32, rel, 2e-7 * rel);
+    EXPECT_NEAR(max_rel_f32, max_rel, 2e-7 * max_rel);
+    rel = rel_f32, max_rel = max_rel_f32;
+  }
+  static bool IsWithin(double x, double y, const Limit& limit) {
+    return std::abs(x - y) <= limit.atol + limit.rtol * std::abs(y);
   }
   double a = 0, b = 0, abs = 0, rel = 0, max_abs = 0, max_rel = 0;
   double magnitude_a = 0, magnitude_b = 0, magnitude_ab = 0;
@@ -175,6 +188,73 @@ TEST(KernelsTest, PartsAreAddedUpApart) {
       }
     }
   }
+}
+
+// Values and their neighbours on both sides of a limit.
+std::vector<std::pair<float, float>> PairsAround(const Limit& limit, Format format) {
+  std::vector<std::pair<float, float>> pairs;
+  for (float y : {0.0f, -0.0f, 1.0f, -0.7f, 1234.5f, 1e-30f, -3e-38f, 1e-40f, 1e-45f, 3e38f, -3.4e38f}) {
+    y = Values(format, {y}).floats[0];
+    const double size = limit.atol + limit.rtol * std::abs(static_cast<double>(y));
+    for (double x : {0.0, y + size, y - size, 3e38, -3e38}) {
+      if (std::abs(x) > std::numeric_limits<float>::max()) continue;
+      float up = static_cast<float>(x), down = up;
+      for (int step = 0; step < 40; ++step) {
+        for (float value : {up, down}) {
+          const float stored = Values(format, {value}).floats[0];
+          if (std::isfinite(stored) && std::isfinite(y)) pairs.emplace_back(stored, y);
+        }
+        up = std::nextafter(up, 3e38f), down = std::nextafter(down, -3e38f);
+      }
+    }
+  }
+  return pairs;
+}
+
+// Each pair alone, so that no other one brings about the exact way.
+TEST(KernelsTest, LimitsAreExact) {
+  constexpr double kDenormal = 1e-40, kHuge = 3.3e38;
+  const Limit limits[] = {{1e-5, 1e-5}, {1e-4, 1e-4}, {1e-3, 1e-3},   {1e-2, 1e-2},  {0, 0},           {0, 0.25},
+                          {0.5, 0},     {1, 0},       {kHuge, kHuge}, {1e39, 0},     {kDenormal, 0},   {0, kDenormal},
+                          {0, 1e39},    {-1, 0},      {-1e-3, 1e-3},  {1e-3, -1e-3}, {1e-30, 1.5e-38}, {kNan, 0}};
+  for (const Limit& limit : limits) {
+    const std::vector<Limit> all(kNumLimits, limit);
+    for (Format format : {Format::kBF16, Format::kF32}) {
+      for (const auto& [x, y] : PairsAround(limit, format)) {
+        for (size_t count : {1, 16}) {
+          const Values a(format, std::vector<float>(count, x)), b(format, std::vector<float>(count, y));
+          const int64_t expected = Slow::IsWithin(x, y, limit) ? static_cast<int64_t>(count) : 0;
+          for (const Kernels* kernels : AvailableKernels()) {
+            Products products;
+            const Pairs pairs{format, a.bytes.data() + 1, b.bytes.data() + 1, count};
+            const ChunkSums sums = kernels->sum(pairs, count, all, &products);
+            ASSERT_THAT(sums.within, testing::Each(expected))
+                << kernels->name << " " << x << " " << y << " " << limit.atol << " " << limit.rtol;
+          }
+        }
+      }
+    }
+  }
+}
+
+// What overflows in f32 is taken in f64.
+TEST(KernelsTest, ExtremeValuesAreExact) {
+  const std::vector<float> extremes = {3e38f, -3e38f, 1e-45f, -1e-40f, 1e-38f, 0.0f, 1.0f, 1e30f};
+  ForAll([&](const Kernels& kernels, Format format, size_t count) {
+    Sides sides(format, count, 5);
+    std::vector<float> a = sides.a.floats, b = sides.b.floats;
+    for (size_t i = 0; i < count; i += 3) a[i] = extremes[i % 8], b[i] = extremes[i / 8 % 8];
+    sides.a = Values(format, a), sides.b = Values(format, b);
+    const Slow slow(sides, 0, count);
+    Products products;
+    const Pairs pairs{format, sides.a.bytes.data() + 1, sides.b.bytes.data() + 1, count};
+    const ChunkSums sums = kernels.sum(pairs, count, std::span<const Limit>(kLimits), &products);
+    EXPECT_EQ(sums.max_abs, slow.max_abs);
+    EXPECT_EQ(sums.max_rel, slow.max_rel);
+    ExpectSum(slow.rel, sums.rel, slow.rel);
+    EXPECT_THAT(sums.within, testing::ElementsAreArray(slow.within));
+    ExpectProducts(slow, products);
+  });
 }
 
 TEST(KernelsTest, TheFirstOfEqualDifferencesIsFound) {
