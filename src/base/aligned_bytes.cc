@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <new>
 
+#include "base/round.h"
+
 namespace lockstep {
 namespace {
 
@@ -15,7 +17,7 @@ constexpr size_t kHugePage = size_t{2} << 20;
 
 AlignedBytes::AlignedBytes(size_t size) : size_(size) {
   const size_t step = size >= kHugePage ? kHugePage : kCacheLine;
-  const size_t rounded = (size + step - 1) / step * step;
+  const size_t rounded = RoundUp(size, step);
   data_.reset(static_cast<std::byte*>(std::aligned_alloc(step, rounded)));
   if (!data_ && rounded > 0) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/round.h"
 #include "lockstep/error.h"
 
 namespace lockstep {
@@ -65,7 +66,7 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 void MappedFile::Release(const std::byte* begin, size_t size) {
   const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const auto address = reinterpret_cast<uintptr_t>(begin);
-  const uintptr_t first = (address + page - 1) / page * page;
+  const uintptr_t first = RoundUp(address, page);
   const uintptr_t last = (address + size) / page * page;
   if (first < last) madvise(const_cast<std::byte*>(begin) + (first - address), last - first, MADV_DONTNEED);
 }

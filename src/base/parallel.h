@@ -1,9 +1,12 @@
 // One thread pool for everything: OpenMP.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <exception>
 #include <mutex>
+
+#include "base/round.h"
 
 namespace lockstep {
 
@@ -49,7 +52,16 @@ void ParallelFor(int64_t count, Body&& body) {
   ParallelForIf(true, count, body);
 }
 
-// The same for bodies of unequal length: a thread takes the next as it finishes one.
+// Calls body(begin, size) for blocks of at most `block` elements of [0, count).
+template <typename Body>
+void ParallelForBlocks(bool parallel, int64_t count, int64_t block, Body&& body) {
+  ParallelForIf(parallel, CeilDiv(count, block), [&](int64_t i) {
+    const int64_t begin = i * block;
+    body(begin, std::min(block, count - begin));
+  });
+}
+
+// ParallelFor for bodies of unequal length: a thread takes the next as it finishes one.
 template <typename Body>
 void ParallelForDynamic(int64_t count, Body&& body) {
   FirstException error;

@@ -3,11 +3,11 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <set>
 
+#include "base/clock.h"
 #include "base/parallel.h"
 #include "bench/memory.h"
 #include "bench/runs.h"
@@ -179,9 +179,9 @@ BenchResult Bench(const BenchOptions& options) {
   Prepare(options, result);
 
   progress("loading");
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   const Model model = LoadModel(options, config);
-  result.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  result.load_seconds = SecondsSince(start);
   progress("warming up");
   MeasureLoadAndMemory(model, *Lengths(options).rbegin(), result);
 

@@ -5,11 +5,11 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <numeric>
 
+#include "base/clock.h"
 #include "base/parallel.h"
 #include "lockstep/error.h"
 #if defined(__x86_64__)
@@ -80,14 +80,14 @@ double ReadBandwidth::Measure() const {
   std::vector<uint64_t> sums(static_cast<size_t>(threads));
   double best = 0;
   for (int pass = 0; pass < kPasses; ++pass) {
-    const auto start = std::chrono::steady_clock::now();
+    const auto start = Clock::now();
     ParallelFor(threads, [&](int64_t i) { sums[static_cast<size_t>(i)] = sum(data + i * slice, slice); });
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    const double seconds = SecondsSince(start);
     // The sums are looked at, so that nothing may be left out.
     for (const uint64_t s : sums) {
       if (s != static_cast<uint64_t>(slice)) throw Error("the sum over a buffer of ones is wrong: faulty memory?");
     }
-    best = std::max(best, static_cast<double>(threads * slice) * sizeof(uint64_t) / seconds.count());
+    best = std::max(best, static_cast<double>(threads * slice) * sizeof(uint64_t) / seconds);
   }
   return best;
 }
@@ -96,7 +96,7 @@ double MeasureWriteBandwidth(const std::string& path, int64_t bytes) {
   const std::vector<char> block(kMebibyte, 'x');
   const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
   if (fd < 0) throw Error(path + ": cannot be written: " + std::strerror(errno));
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   int64_t left = bytes;
   while (left > 0) {
     const ssize_t n = write(fd, block.data(), static_cast<size_t>(std::min(left, kMebibyte)));
@@ -105,10 +105,10 @@ double MeasureWriteBandwidth(const std::string& path, int64_t bytes) {
   }
   const std::string reason = std::strerror(errno);
   close(fd);
-  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  const double seconds = SecondsSince(start);
   std::remove(path.c_str());
   if (left > 0) throw Error(path + ": " + std::to_string(bytes) + " bytes cannot be written: " + reason);
-  return static_cast<double>(bytes) / seconds.count();
+  return static_cast<double>(bytes) / seconds;
 }
 
 }  // namespace lockstep

@@ -2,9 +2,9 @@
 // started a cycle), and few enough stay in registers.
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cmath>
 
+#include "base/clock.h"
 #include "base/parallel.h"
 #include "bench/machine.h"
 #if defined(__x86_64__)
@@ -112,10 +112,10 @@ double PeakFlops::Measure() const {
   std::vector<double> sums(static_cast<size_t>(threads));  // kept, so that the loops are not left out
   double best = 0;
   for (int burst = 0; burst < kBursts; ++burst) {
-    const auto start = std::chrono::steady_clock::now();
+    const auto start = Clock::now();
     ParallelFor(threads, [&](int64_t i) { sums[static_cast<size_t>(i)] = burst_(kIterations); });
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    best = std::max(best, threads * flops_ * static_cast<double>(kIterations) / seconds.count());
+    const double seconds = SecondsSince(start);
+    best = std::max(best, threads * flops_ * static_cast<double>(kIterations) / seconds);
   }
   return best;
 }

@@ -1,18 +1,14 @@
 #include "bench/runs.h"
 
 #include <algorithm>
-#include <chrono>
 #include <filesystem>
 #include <utility>
 
+#include "base/clock.h"
 #include "bench/flops.h"
 
 namespace lockstep {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 double Measured(Samples& samples, double value) {
   samples.values.push_back(value);
@@ -64,6 +60,14 @@ std::pair<double, double> InTurns(int round, Plain&& plain, Capture&& capture) {
   }
   const double first = capture();
   return {plain(), first};
+}
+
+// A prompt with a tap and without; making the tap is not timed.
+template <typename MakeTap>
+void MeasureTapped(const Model& model, LogitsRows rows, MakeTap&& make_tap, int round, CaptureCost& out) {
+  const auto run = [&](Tap* tap) { return Sequence(model, out.tokens).Prefill(rows, tap); };
+  const auto [plain, tapped] = InTurns(round, [&] { return run(nullptr); }, [&] { return run(make_tap().get()); });
+  AddCost(plain, tapped, 0, out);
 }
 
 int64_t DirectoryBytes(const std::string& path) {
@@ -128,10 +132,7 @@ void MeasureDecode(Sequence& sequence, const Config& config, DType dtype, Limits
 }
 
 void MeasureTapOffPrefill(const Model& model, int round, CaptureCost& out) {
-  NothingTap nothing;
-  const auto run = [&](Tap* tap) { return Sequence(model, out.tokens).Prefill(LogitsRows::kLast, tap); };
-  const auto [plain, capture] = InTurns(round, [&] { return run(nullptr); }, [&] { return run(&nothing); });
-  AddCost(plain, capture, 0, out);
+  MeasureTapped(model, LogitsRows::kLast, [] { return std::make_unique<NothingTap>(); }, round, out);
 }
 
 void MeasureTapOffDecode(const Model& model, CaptureCost& out) {
@@ -169,9 +170,7 @@ void MeasureTrace(const Model& model, const std::string& trace, int round, Captu
 
 void MeasureLive(const Model& model, const std::function<std::unique_ptr<Tap>()>& make_tap, int round,
                  CaptureCost& out) {
-  const auto run = [&](Tap* tap) { return Sequence(model, out.tokens).Prefill(LogitsRows::kAll, tap); };
-  const auto [plain, live] = InTurns(round, [&] { return run(nullptr); }, [&] { return run(make_tap().get()); });
-  AddCost(plain, live, 0, out);
+  MeasureTapped(model, LogitsRows::kAll, make_tap, round, out);
 }
 
 }  // namespace lockstep

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/parallel.h"
+#include "base/round.h"
 #include "engine/simd/row_kernels.h"
 
 namespace lockstep::kernels {
@@ -16,8 +17,6 @@ namespace {
 // second-level cache of 1 MiB.
 constexpr int64_t kBlockRows = 48;
 constexpr float kMasked = -std::numeric_limits<float>::infinity();
-
-int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 // Strides of the cache in elements.
 struct Layout {
@@ -246,11 +245,11 @@ template <typename Work>
 void ForBlocks(DType dtype, const AttentionShape& shape, std::span<const Run> runs, Work&& work) {
   const int64_t block_tokens = std::max<int64_t>(1, kBlockRows / (shape.heads / shape.kv_heads));
   int64_t blocks = 0;
-  for (const Run& run : runs) blocks += (run.count + block_tokens - 1) / block_tokens;
+  for (const Run& run : runs) blocks += CeilDiv(run.count, block_tokens);
   ParallelForDynamic(blocks * shape.kv_heads, [&](int64_t index) {
     int64_t from_last = index / shape.kv_heads;
     for (auto run = runs.rbegin(); run != runs.rend(); ++run) {
-      const int64_t in_run = (run->count + block_tokens - 1) / block_tokens;
+      const int64_t in_run = CeilDiv(run->count, block_tokens);
       if (from_last >= in_run) {
         from_last -= in_run;
         continue;
@@ -281,7 +280,7 @@ void WriteKeysAndValues(DType dtype, const AttentionShape& shape, const KvView& 
   const Layout layout(dtype, shape, kv.capacity);
   // By groups of tokens, so that two threads seldom write to one cache line.
   constexpr int64_t kTokens = 32;
-  const int64_t groups = (count + kTokens - 1) / kTokens;
+  const int64_t groups = CeilDiv(count, kTokens);
   ParallelForIf(count > 1, groups * shape.kv_heads, [&](int64_t index) {
     const int64_t head = index / groups, begin = index % groups * kTokens;
     const int64_t at = (begin * stride + head * shape.head_dim) * layout.element;

@@ -1,17 +1,13 @@
 #include "lockstep/generate.h"
 
 #include <algorithm>
-#include <chrono>
 
+#include "base/clock.h"
 #include "engine/stop_filter.h"
 #include "lockstep/error.h"
 
 namespace lockstep {
 namespace {
-
-double SecondsSince(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 // Throws Error for what could only go wrong.
 void Check(const Config& config, std::span<const int32_t> prompt, const GenerateOptions& options) {
@@ -46,11 +42,11 @@ class Generator {
   }
 
   Generation Run(std::span<const int32_t> prompt) {
-    auto start = std::chrono::steady_clock::now();
+    auto start = Clock::now();
     Forward(prompt, Phase::kPrefill);
     result_.prefill_seconds = SecondsSince(start);
 
-    start = std::chrono::steady_clock::now();
+    start = Clock::now();
     while (!Take(Choose(*logits_))) {
       Forward({&result_.tokens.back(), 1}, Phase::kDecode);
       ++result_.decode_steps;

@@ -1,6 +1,5 @@
 #include "engine/kernels.h"
 
-#include <algorithm>
 #include <cmath>
 
 #include "base/convert.h"
@@ -19,13 +18,9 @@ int64_t ElementSize(DType dtype) { return static_cast<int64_t>(DTypeSize(dtype))
 const std::byte* At(const void* data, int64_t offset) { return static_cast<const std::byte*>(data) + offset; }
 std::byte* At(void* data, int64_t offset) { return static_cast<std::byte*>(data) + offset; }
 
-// Calls body(begin, count) for blocks of [0, count).
 template <typename Body>
 void ForBlocks(int64_t count, Body&& body) {
-  ParallelForIf(count >= kParallelElements, (count + kBlock - 1) / kBlock, [&](int64_t block) {
-    const int64_t begin = block * kBlock;
-    body(begin, std::min(kBlock, count - begin));
-  });
+  ParallelForBlocks(count >= kParallelElements, count, kBlock, body);
 }
 
 // Calls body(token, head's data) for every head.

@@ -3,6 +3,7 @@
 #include <new>
 #include <string>
 
+#include "base/round.h"
 #include "lockstep/error.h"
 
 namespace lockstep {
@@ -23,7 +24,7 @@ KvCache::KvCache(const Config& config, DType dtype, int num_sequences, int64_t c
     throw Error("the KV cache of " + std::to_string(num_sequences) + " sequences of " + std::to_string(capacity) +
                 " tokens needs more than 1 TiB; ask for fewer");
   }
-  padded_capacity_ = (capacity + kernels::kCapacityStep - 1) / kernels::kCapacityStep * kernels::kCapacityStep;
+  padded_capacity_ = RoundUp(capacity, kernels::kCapacityStep);
   key_bytes_ = kernels::KeyBytes(dtype, shape, padded_capacity_);
   value_bytes_ = kernels::ValueBytes(dtype, shape, padded_capacity_);
   lengths_.resize(static_cast<size_t>(num_sequences));

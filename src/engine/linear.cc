@@ -5,6 +5,7 @@
 
 #include "base/convert.h"
 #include "base/parallel.h"
+#include "base/round.h"
 #include "engine/isa.h"
 #include "lockstep/engine.h"
 
@@ -23,8 +24,8 @@ void CopyPair(const std::byte* from, int64_t bytes, std::byte* to) {
 
 }  // namespace
 
-int64_t Linear::Depth() const { return (in_ + kernels_->pair - 1) / kernels_->pair * kernels_->pair; }
-int64_t Linear::NumPanels() const { return (out_ + kernels_->panel_width - 1) / kernels_->panel_width; }
+int64_t Linear::Depth() const { return RoundUp(in_, kernels_->pair); }
+int64_t Linear::NumPanels() const { return CeilDiv(out_, kernels_->panel_width); }
 std::byte* Linear::Panel(int64_t p) const { return panels_.data() + p * Depth() * kernels_->panel_width * Element(); }
 
 // Of the panel in [out, in]: calls copy(byte offset in the panel, byte offset in the weight, bytes) for each pair, 4 or
@@ -88,8 +89,7 @@ void Linear::ApplyPanel(const std::byte* operands, int64_t p, int64_t begin, int
   // The last columns of an odd number: through sums that may be wider than the row's end.
   static thread_local std::vector<float> sums;
   sums.resize(static_cast<size_t>(kBlockRows * width));
-  kernels_->product(a, Depth(), rows, Panel(p), 0, (columns + kColumns - 1) / kColumns * kColumns, Depth(), sums.data(),
-                    width);
+  kernels_->product(a, Depth(), rows, Panel(p), 0, RoundUp(columns, kColumns), Depth(), sums.data(), width);
   for (int64_t r = 0; r < rows; ++r) {
     kernels_->narrow(&sums[static_cast<size_t>(r * width)], columns, out + r * out_ * Element());
   }
@@ -98,7 +98,7 @@ void Linear::ApplyPanel(const std::byte* operands, int64_t p, int64_t begin, int
 void Linear::Apply(const void* x, int64_t rows, void* y) const {
   const std::byte* operands = Operands(static_cast<const std::byte*>(x), rows);
   // Panel by panel, so that a panel stays in a core's second-level cache for all rows.
-  const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
+  const int64_t blocks = CeilDiv(rows, kBlockRows);
   ParallelFor(NumPanels() * blocks, [&](int64_t i) {
     const int64_t begin = i % blocks * kBlockRows;
     ApplyPanel(operands, i / blocks, begin, std::min(kBlockRows, rows - begin), static_cast<std::byte*>(y));

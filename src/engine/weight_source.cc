@@ -1,6 +1,5 @@
 #include "engine/weight_source.h"
 
-#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -24,9 +23,8 @@ class CheckpointSource : public WeightSource {
   void Read(const std::string& name, int64_t begin, int64_t count, DType dtype, std::byte* out) const override {
     const Weight& weight = checkpoint_.Get(name);
     const std::byte* from = weight.data + static_cast<size_t>(begin) * DTypeSize(weight.dtype);
-    ParallelForIf(count > kBlock, (count + kBlock - 1) / kBlock, [&](int64_t block) {
-      const auto at = static_cast<size_t>(block * kBlock);
-      const size_t size = std::min(static_cast<size_t>(count) - at, static_cast<size_t>(kBlock));
+    ParallelForBlocks(count > kBlock, count, kBlock, [&](int64_t first, int64_t elements_in_block) {
+      const auto at = static_cast<size_t>(first), size = static_cast<size_t>(elements_in_block);
       const std::byte* elements = from + at * DTypeSize(weight.dtype);
       std::byte* to = out + at * DTypeSize(dtype);
       if (weight.dtype == dtype) {
@@ -56,8 +54,7 @@ class FormulaSource : public WeightSource {
     // A tied head is the embedding.
     const std::string& source = config_.tie_word_embeddings && name == "lm_head.weight" ? kEmbeddingName : name;
     for (const char c : source) key = SplitMix64(key ^ static_cast<unsigned char>(c));
-    ParallelForIf(count > kBlock, (count + kBlock - 1) / kBlock, [&](int64_t block) {
-      const int64_t first = block * kBlock, size = std::min(kBlock, count - first);
+    ParallelForBlocks(count > kBlock, count, kBlock, [&](int64_t first, int64_t size) {
       float values[kBlock];
       for (int64_t i = 0; i < size; ++i) {
         const float value = 0.02F * AboutNormal(SplitMix64(key ^ static_cast<uint64_t>(begin + first + i)));

@@ -10,6 +10,7 @@ POINTS = LOCKSTEP.parent / "points"
 SAMPLER = LOCKSTEP.parent.parent / "tests" / "sampler_program"
 C_LIBRARY = LOCKSTEP.parent / "liblockstep_c.so"
 TINY = ROOT / "models" / "tiny-qwen3"
+QWEN3_TOKENIZER = ROOT.parent / "shared" / "data" / "qwen3-tokenizer"  # too large for this repository: may be absent
 
 
 def lockstep(

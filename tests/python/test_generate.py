@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 import torch
 from checkpoints import edit_config, make_checkpoint
-from programs import LOCKSTEP, ROOT, TINY, lockstep
+from programs import LOCKSTEP, QWEN3_TOKENIZER, TINY, lockstep
 from safetensors.torch import load_file, save_file
 
 PROMPTS = [
@@ -21,7 +21,6 @@ PROMPTS = [
     "1",
     "\n\nThe LORD is my shepherd",
 ]
-QWEN3 = ROOT.parent / "shared" / "data" / "qwen3-tokenizer"
 
 
 def generate(model: Path, *options: object, **kwargs) -> tuple[str, str]:
@@ -110,13 +109,13 @@ def test_chat(more):
 @pytest.fixture(scope="module")
 def qwen3(tmp_path_factory):
     """A random model with Qwen3's own tokenizer."""
-    packed = QWEN3 / "tokenizer.json.xz"
+    packed = QWEN3_TOKENIZER / "tokenizer.json.xz"
     if not packed.exists():
         pytest.skip(f"the real Qwen3 tokenizer is not there: {packed}")
     shape = {"vocab_size": 151936, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
     model = make_checkpoint(tmp_path_factory.mktemp("qwen3"), **shape)
     (model / "tokenizer.json").write_bytes(lzma.decompress(packed.read_bytes()))
-    shutil.copy(QWEN3 / "tokenizer_config.json", model)
+    shutil.copy(QWEN3_TOKENIZER / "tokenizer_config.json", model)
     return model
 
 

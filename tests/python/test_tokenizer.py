@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from programs import LOCKSTEP, ROOT, TINY
+from programs import LOCKSTEP, QWEN3_TOKENIZER, TINY
 from tokenizer_texts import ASSIGNED, BROKEN, MARKS, WORDS, mixed_text, mixed_texts
 from tokenizers import Tokenizer
 
 PROGRAM = LOCKSTEP.parents[1] / "tests" / "tokenizer_program"
-QWEN3 = ROOT.parent / "shared" / "data" / "qwen3-tokenizer"
 
 
 class Ours:
@@ -75,7 +74,7 @@ class Pair:
 
 
 def qwen3_file(folder: Path) -> Path:
-    packed = QWEN3 / "tokenizer.json.xz"
+    packed = QWEN3_TOKENIZER / "tokenizer.json.xz"
     if not packed.is_file():
         pytest.skip(f"the real Qwen3 tokenizer is not there: {packed}")
     path = folder / "tokenizer.json"
@@ -129,7 +128,7 @@ def test_every_character_in_every_place(pair: Pair) -> None:
 def test_golden(tmp_path: Path) -> None:
     """Ids that two other tokenizers agree on."""
     ours = Ours(qwen3_file(tmp_path))
-    golden = json.loads((QWEN3 / "golden.json").read_text())
+    golden = json.loads((QWEN3_TOKENIZER / "golden.json").read_text())
     assert len(golden) >= 18
     for case in golden:
         assert ours.encode(case["text"].encode()) == case["ids"], case["text"]

@@ -29,11 +29,7 @@ namespace {
 }  // namespace
 
 const RowKernels* Avx2Kernels(DType dtype) {
-  switch (dtype) {
-    case DType::kBF16: return &kTable<BF16>;
-    case DType::kF16: return &kTable<F16>;
-    default: return &kTable<float>;
-  }
+  return WithStorageType(dtype, []<typename T>() { return &kTable<T>; });
 }
 
 }  // namespace lockstep

@@ -19,11 +19,7 @@ namespace {
 }  // namespace
 
 const RowKernels* BaselineKernels(DType dtype) {
-  switch (dtype) {
-    case DType::kBF16: return &kTable<BF16>;
-    case DType::kF16: return &kTable<F16>;
-    default: return &kTable<float>;
-  }
+  return WithStorageType(dtype, []<typename T>() { return &kTable<T>; });
 }
 
 }  // namespace lockstep
