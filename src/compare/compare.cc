@@ -1,7 +1,7 @@
 #include "lockstep/compare.h"
 
-#include "compare/readers.h"
 #include "compare/views.h"
+#include "trace/runs.h"
 
 namespace lockstep {
 std::string_view SideName(Side side) { return side == Side::kReference ? "reference" : "candidate"; }

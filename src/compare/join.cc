@@ -2,63 +2,10 @@
 
 #include <algorithm>
 #include <optional>
-#include <stdexcept>
 #include <tuple>
-
-#include "lockstep/points.h"
 
 namespace lockstep {
 namespace {
-
-Selection SelectionOf(const TraceView& trace) {
-  const TraceMeta& meta = *trace.meta;
-  try {
-    return Selection(meta.select_points, meta.select_layers, meta.select_steps, meta.select_rows);
-  } catch (const std::invalid_argument& e) {
-    throw Error(trace.path + "/trace.json: " + e.what());
-  }
-}
-
-bool SameTokens(const TraceStep& a, const TraceStep& b) {
-  const bool ids = a.input_ids.empty() || b.input_ids.empty() || a.input_ids == b.input_ids;
-  return ids && a.positions == b.positions && a.sequences == b.sequences;
-}
-
-// Another rank of the same run: a rank that the run lacks, and the same tokens in every step that both have.
-bool IsRankOf(const TraceView& trace, const Run& run) {
-  for (const TraceView& other : run.traces) {
-    if (other.meta->rank == trace.meta->rank) return false;
-  }
-  const size_t steps = std::min(run.num_steps(), trace.steps->size());
-  if (steps == 0) return false;
-  for (size_t i = 0; i < steps; ++i) {
-    if (!SameTokens(run.Tokens(i), (*trace.steps)[i])) return false;
-  }
-  return true;
-}
-
-void AddSequences(const TraceStep& step, const std::map<int, int>& numbers, std::map<int, SequenceTokens>* sequences) {
-  for (size_t i = 0; i < step.sequences.size(); ++i) {
-    if (step.sequences[i] < 0) continue;
-    const int32_t id = step.input_ids.empty() ? kUnknownId : step.input_ids[i];
-    (*sequences)[numbers.at(step.sequences[i])].insert_or_assign(step.positions[i], id);
-  }
-}
-
-void AddTensors(size_t run_index, const Run& run, SideRuns* side) {
-  for (size_t step = 0; step < run.num_steps(); ++step) {
-    for (const TraceView& trace : run.traces) {
-      if (step >= trace.steps->size()) continue;
-      for (const TraceTensor& tensor : (*trace.steps)[step].tensors) {
-        std::vector<StepTensors>& list = tensor.name == "next_token" ? side->next_tokens : side->points[tensor.name];
-        if (list.empty() || list.back().run != run_index || list.back().step != step) {
-          list.push_back({run_index, step, {}});
-        }
-        list.back().tensors.push_back(&tensor);
-      }
-    }
-  }
-}
 
 // The first position where both know the token and it differs; and how many positions both have.
 struct Overlap {
@@ -207,21 +154,6 @@ class Pairing {
   std::vector<SequencePair> pairs_;
 };
 
-// Tensors of the ranks that hold the same tokens; where a rank holds tokens of its own, they are a piece of their own.
-std::vector<std::vector<const TraceTensor*>> ByRows(const std::vector<const TraceTensor*>& tensors) {
-  std::vector<std::vector<const TraceTensor*>> groups;
-  for (const TraceTensor* tensor : tensors) {
-    const auto same = std::find_if(groups.begin(), groups.end(),
-                                   [&](const auto& group) { return group.front()->rows == tensor->rows; });
-    if (same == groups.end()) {
-      groups.push_back({tensor});
-    } else {
-      same->push_back(tensor);
-    }
-  }
-  return groups;
-}
-
 void AddRows(const Run& run, const StepTensors& where, const std::map<int, int>& numbers, PointRows* point) {
   const TraceStep& step = run.Tokens(where.step);
   const auto piece = static_cast<int32_t>(point->pieces.size() - 1);
@@ -258,45 +190,7 @@ bool SameId(const RowRef& a, const RowRef& b) { return a.input_id < 0 || b.input
 
 }  // namespace
 
-size_t Run::num_steps() const {
-  size_t steps = 0;
-  for (const TraceView& trace : traces) steps = std::max(steps, trace.steps->size());
-  return steps;
-}
-
-const TraceStep& Run::Tokens(size_t step) const {
-  for (const TraceView& trace : traces) {
-    if (step < trace.steps->size()) return (*trace.steps)[step];
-  }
-  throw std::logic_error("a step that no rank has");
-}
-
-SideRuns GroupRuns(Side side, const std::vector<TraceView>& traces) {
-  SideRuns out;
-  out.side = side;
-  for (const TraceView& trace : traces) {
-    const auto run = std::find_if(out.runs.begin(), out.runs.end(), [&](const Run& r) { return IsRankOf(trace, r); });
-    if (run != out.runs.end()) {
-      run->traces.push_back(trace);
-    } else {
-      out.runs.push_back({{trace}, SelectionOf(trace), {}});
-    }
-  }
-  int next = 0;
-  for (size_t i = 0; i < out.runs.size(); ++i) {
-    Run& run = out.runs[i];
-    std::set<int> locals;
-    for (size_t step = 0; step < run.num_steps(); ++step) {
-      for (int32_t sequence : run.Tokens(step).sequences) {
-        if (sequence >= 0) locals.insert(sequence);
-      }
-    }
-    for (int local : locals) run.numbers[local] = out.runs.size() == 1 ? local : next++;
-    for (size_t step = 0; step < run.num_steps(); ++step) AddSequences(run.Tokens(step), run.numbers, &out.sequences);
-    AddTensors(i, run, &out);
-  }
-  return out;
-}
+SideRuns GroupRuns(Side side, const std::vector<TraceView>& traces) { return {GroupRuns(traces), side}; }
 
 std::vector<SequencePair> PairSequences(const SideRuns& reference, const SideRuns& candidate,
                                         const std::vector<std::pair<int, int>>& wanted,
@@ -314,17 +208,6 @@ std::vector<SequencePair> PairSequences(const SideRuns& reference, const SideRun
     pairing.PairAsWanted(wanted);
   }
   return pairing.Finish(notes);
-}
-
-std::vector<std::string> RowAxes(const std::string& name, const TraceTensor& tensor) {
-  std::vector<std::string> axes;
-  if (const auto ref = ParsePointName(name)) {
-    for (Axis axis : ref->spec->axes) axes.emplace_back(AxisName(axis));
-  } else {
-    axes = tensor.axes;
-  }
-  std::erase(axes, "token");
-  return axes;
 }
 
 PointRows CollectRows(const SideRuns& side, const std::string& name, const std::vector<StepTensors>& steps,

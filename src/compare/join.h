@@ -10,50 +10,15 @@
 #include <vector>
 
 #include "compare/metrics.h"
-#include "compare/rows.h"
 #include "lockstep/compare.h"
 #include "lockstep/trace.h"
+#include "trace/rows.h"
+#include "trace/runs.h"
 
 namespace lockstep {
 
-// What the comparison needs of a trace; tests build it in memory.
-struct TraceView {
-  std::string path;
-  const TraceMeta* meta = nullptr;
-  const std::vector<TraceStep>* steps = nullptr;
-  bool mapped = false;  // the data are pages of files: they are given back once they were compared
-};
-
-inline constexpr int32_t kUnknownId = -1;
-
-// Tokens by position; ids as in the latest step, kUnknownId where there is none.
-using SequenceTokens = std::map<int32_t, int32_t>;
-
-// Of a point in one step of one run: the tensors of all ranks.
-struct StepTensors {
-  size_t run = 0;
-  size_t step = 0;
-  std::vector<const TraceTensor*> tensors;
-};
-
-// One run: a trace, or those of its ranks.
-struct Run {
-  std::vector<TraceView> traces;
-  Selection selection;
-  std::map<int, int> numbers;  // of its sequences, within the side
-
-  const TraceMeta& meta() const { return *traces.front().meta; }
-  // Tokens are the same in every rank that has the step.
-  size_t num_steps() const;
-  const TraceStep& Tokens(size_t step) const;
-};
-
-struct SideRuns {
+struct SideRuns : TraceRuns {
   Side side = Side::kReference;
-  std::vector<Run> runs;
-  std::map<int, SequenceTokens> sequences;                 // by number
-  std::map<std::string, std::vector<StepTensors>> points;  // without next_token
-  std::vector<StepTensors> next_tokens;
 };
 
 // Throws Error for bad selections in a trace.
@@ -85,9 +50,6 @@ struct PointRows {
 PointRows CollectRows(const SideRuns& side, const std::string& name, const std::vector<StepTensors>& steps,
                       const std::vector<std::string>& axes, const std::map<int, int>& numbers,
                       std::vector<Failure>* failures);
-
-// The canonical axes of a row: the point table's, else those that the first tensor declares.
-std::vector<std::string> RowAxes(const std::string& name, const TraceTensor& tensor);
 
 struct Key {
   int32_t sequence = 0;

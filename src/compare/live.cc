@@ -10,13 +10,13 @@
 #include "base/safetensors.h"
 #include "compare/classify.h"
 #include "compare/config.h"
-#include "compare/readers.h"
 #include "compare/shapes.h"
 #include "compare/views.h"
 #include "lockstep/compare.h"
 #include "lockstep/points.h"
 #include "trace/load.h"
 #include "trace/meta.h"
+#include "trace/runs.h"
 
 namespace lockstep {
 namespace {

@@ -8,8 +8,8 @@
 
 #include "compare/accumulator.h"
 #include "compare/kernels.h"
-#include "compare/rows.h"
 #include "lockstep/compare.h"
+#include "trace/rows.h"
 
 namespace lockstep {
 

@@ -1,4 +1,4 @@
-#include "compare/rows.h"
+#include "trace/rows.h"
 
 #include <algorithm>
 #include <cassert>
