@@ -62,24 +62,40 @@ struct WeightFingerprint {
   std::string hash;
 };
 
+// In which dtypes an implementation computes.
+struct Arithmetic {
+  DType storage = DType::kF32;   // of weights and activations
+  DType operands = DType::kF32;  // of the matrix products
+  DType accumulate = DType::kF32;
+  DType cache = DType::kF32;  // of keys and values
+  bool operator==(const Arithmetic&) const = default;
+};
+
+// What differs for the tensors whose name the pattern matches.
+struct ArithmeticOverride {
+  std::string pattern;
+  std::optional<DType> storage, operands, accumulate, cache;
+};
+
 struct TraceMeta {
   std::string producer;
   std::string producer_version;
   std::string model_type;
   // Values of model.config as JSON text, by key, numbers normalised ("1e-06" and "0.000001" are equal here).
   std::map<std::string, std::string> config;
-  DType storage = DType::kF32;
-  DType operands = DType::kF32;
-  DType accumulate = DType::kF32;
-  DType cache = DType::kF32;
-  bool has_arithmetic = false;              // false: nothing was declared, the dtypes above are guesses
-  std::vector<std::string> points;          // promised
-  std::vector<std::string> not_observable;  // patterns
+  Arithmetic arithmetic;
+  bool has_arithmetic = false;                // false: nothing was declared, the dtypes above are guesses
+  std::vector<ArithmeticOverride> overrides;  // for engines that mix
+  std::vector<std::string> points;            // promised
+  std::vector<std::string> not_observable;    // patterns
   std::string select_points, select_layers, select_steps, select_rows;
   std::map<std::string, WeightFingerprint> weights;
   std::vector<std::string> errors;
   int rank = 0;
   bool closed = false;
+
+  // Of one tensor; of several overrides that match, the one with most letters counts.
+  Arithmetic ArithmeticOf(const std::string& name) const;
 };
 
 class TraceReader {

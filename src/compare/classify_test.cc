@@ -80,7 +80,7 @@ TEST(JudgeTest, PointsBehindTheLayersAreAsDeepAsTheModel) {
 
 TEST(JudgeTest, DeclaredOperandsCount) {
   TraceMeta meta;
-  meta.operands = DType::kBF16;
+  meta.arithmetic.operands = DType::kBF16;
   EXPECT_EQ(DeclaredRoundoff(meta), 0);
   meta.has_arithmetic = true;
   EXPECT_EQ(DeclaredRoundoff(meta), 0x1p-8);

@@ -17,7 +17,7 @@ class FakeTrace {
  public:
   FakeTrace() {
     meta.producer = "fake";
-    meta.storage = DType::kF32;
+    meta.arithmetic.storage = DType::kF32;
     meta.closed = true;
   }
 

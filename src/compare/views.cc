@@ -94,7 +94,7 @@ class Comparison {
     summary->producer = meta.producer + (meta.producer_version.empty() ? "" : " " + meta.producer_version);
     summary->model_type = meta.model_type;
     summary->has_arithmetic = meta.has_arithmetic;
-    summary->storage = meta.storage;
+    summary->storage = meta.arithmetic.storage;
     if (!meta.has_arithmetic && !side.points.empty()) {
       summary->storage = side.points.begin()->second.front().tensors.front()->dtype;
     }

@@ -74,10 +74,13 @@ TEST_F(TraceTest, KeepsEverythingThatIsKnown) {
                                                      {"x", R"({"a":null,"b":[1.5]})"}};
   EXPECT_EQ(meta.config, config);
   EXPECT_TRUE(meta.has_arithmetic);
-  EXPECT_EQ(meta.storage, DType::kBF16);
-  EXPECT_EQ(meta.operands, DType::kBF16);
-  EXPECT_EQ(meta.cache, DType::kF16);
-  EXPECT_EQ(meta.accumulate, DType::kF32);
+  EXPECT_EQ(meta.arithmetic.storage, DType::kBF16);
+  EXPECT_EQ(meta.arithmetic.operands, DType::kBF16);
+  EXPECT_EQ(meta.arithmetic.cache, DType::kF16);
+  EXPECT_EQ(meta.ArithmeticOf("layer_3_layer_output").storage, DType::kF32);
+  EXPECT_EQ(meta.ArithmeticOf("layer_3_layer_output").cache, DType::kF16);
+  EXPECT_EQ(meta.ArithmeticOf("layer_3_attn_o_proj"), meta.arithmetic);
+  EXPECT_EQ(meta.arithmetic.accumulate, DType::kF32);
   EXPECT_THAT(meta.points, ElementsAre("a", "b"));
   EXPECT_THAT(meta.not_observable, ElementsAre("*_attn_q_normed"));
   EXPECT_EQ(meta.select_steps, "0-9");

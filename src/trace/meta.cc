@@ -143,12 +143,24 @@ WeightFingerprint ReadWeight(const Node& node) {
   return weight;
 }
 
+void ReadOverrides(const Node& node, TraceMeta* meta) {
+  node.ForEachMember([&](const std::string& pattern, const Node& entry) {
+    entry.Object();
+    const auto type = [&](const char* key) {
+      return entry[key].present() ? std::optional(entry[key].Type()) : std::nullopt;
+    };
+    meta->overrides.push_back({pattern, type("storage"), type("operands"), type("accumulate"), type("cache")});
+  });
+}
+
 void ReadArithmetic(const Node& node, TraceMeta* meta) {
   meta->has_arithmetic = node["storage"].present();
-  meta->storage = node["storage"].Type(DType::kF32);
-  meta->operands = node["operands"].Type(meta->storage);
-  meta->cache = node["cache"].Type(meta->storage);
-  meta->accumulate = node["accumulate"].Type(DType::kF32);
+  Arithmetic& arithmetic = meta->arithmetic;
+  arithmetic.storage = node["storage"].Type(DType::kF32);
+  arithmetic.operands = node["operands"].Type(arithmetic.storage);
+  arithmetic.cache = node["cache"].Type(arithmetic.storage);
+  arithmetic.accumulate = node["accumulate"].Type(DType::kF32);
+  ReadOverrides(node["overrides"], meta);
 }
 
 void ReadSelection(const Node& node, const std::string& path, TraceMeta* meta) {
@@ -222,6 +234,17 @@ ListedStep ReadStep(const Node& node, int default_rank, std::set<std::string>* n
 
 }  // namespace
 
+Arithmetic TraceMeta::ArithmeticOf(const std::string& name) const {
+  const ArithmeticOverride* best = nullptr;
+  for (const ArithmeticOverride& entry : overrides) {
+    const bool matches = MatchesPattern(entry.pattern, name);
+    if (matches && (!best || detail::IsNarrower(entry.pattern, best->pattern))) best = &entry;
+  }
+  if (!best) return arithmetic;
+  return {best->storage.value_or(arithmetic.storage), best->operands.value_or(arithmetic.operands),
+          best->accumulate.value_or(arithmetic.accumulate), best->cache.value_or(arithmetic.cache)};
+}
+
 const TensorRule* TraceJson::RuleFor(const std::string& name) const {
   const TensorRule* best = nullptr;
   for (const TensorRule& rule : rules) {
@@ -240,10 +263,12 @@ TraceMeta MetaOf(const TraceInfo& info) {
     meta.config[key] = Normalised(value.value());
   });
   meta.has_arithmetic = true;
-  meta.storage = info.storage;
-  meta.operands = info.operands.value_or(info.storage);
-  meta.cache = info.cache.value_or(info.storage);
-  meta.accumulate = info.accumulate;
+  meta.arithmetic = {info.storage, info.operands.value_or(info.storage), info.accumulate,
+                     info.cache.value_or(info.storage)};
+  if (!info.overrides_json.empty()) {
+    const SortedJson overrides = ParseSortedJson(info.overrides_json, "TraceInfo::overrides_json");
+    ReadOverrides(Node(&overrides, "TraceInfo::overrides_json"), &meta);
+  }
   meta.points = info.points;
   meta.not_observable = info.not_observable;
   meta.select_points = info.select_points;
