@@ -20,6 +20,7 @@
 
 #include "lockstep/capture.hpp"
 #include "lockstep/error.h"
+#include "lockstep/place.h"
 
 namespace lockstep {
 
@@ -47,14 +48,6 @@ std::string_view DiffClassName(DiffClass diff_class);  // "EXCELLENT", "GOOD", "
 
 // (rtol, atol) of PointResult::within: both are the same number.
 inline constexpr std::array<double, 4> kTolerances = {1e-5, 1e-4, 1e-3, 1e-2};
-
-// An element, or with head and channel -1 a token. `sequence` is the reference's number.
-struct Place {
-  int sequence = -1;
-  int position = -1;
-  int head = -1;     // -1: the point has no heads
-  int channel = -1;  // index within the head, or within the row; for attention tensors the absolute key position
-};
 
 // Of the values of one side in the rows joined. Mean, std (of the population), min and max are of the finite values.
 struct SideStats {

@@ -1,0 +1,52 @@
+// Captured rows against recomputed ones, in noise units.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "lockstep/replay.h"
+#include "replay/evaluator.h"
+#include "replay/op_call.h"
+
+namespace lockstep {
+
+// What a point's errors must keep to be clean (at most) and what makes them faulty (above), in noise units; calibrated
+// on correct implementations (docs/accuracy.md).
+struct Limits {
+  double row_suspect, row_faulty;      // worst row's root mean square
+  double cell_suspect, cell_faulty;    // worst head's, or block of channels'
+  double max_suspect, max_faulty;      // single value
+  double scale_suspect, scale_faulty;  // |scale|, where it is also 8 standard errors from 0
+};
+Limits LimitsOf(Op op, const Arithmetic& arithmetic, bool bridged);
+
+inline constexpr int64_t kCellWidth = 64;  // channels, of points without heads
+
+// The errors of one point by row and cell. A cell is a head, or a block of kCellWidth channels.
+struct PointErrors {
+  OpCall call;
+  Arithmetic arithmetic;
+  int64_t cells = 0;            // of a row
+  std::vector<TokenAt> tokens;  // [rows] that could be judged
+  std::vector<float> row;       // [rows] root mean square; infinite where something is not finite that should be
+  std::vector<float> cell;      // [rows, cells] the same
+  std::vector<float> peak;      // [rows, cells] largest single one
+  LocalError summary;           // without name and reasons; verdict filled
+
+  float Cell(int64_t r, int64_t c) const { return cell[static_cast<size_t>(r * cells + c)]; }
+  float Peak(int64_t r, int64_t c) const { return peak[static_cast<size_t>(r * cells + c)]; }
+  // Whether the cell is beyond what a correct op gives.
+  bool Affected(int64_t r, int64_t c) const;
+};
+
+// All rows that were captured of `point`, or only those of `tokens` where given, against `call`. What the rows' block
+// sees, tokens, captured and expected, is shown to `look`, if there is one.
+using Look = std::function<void(const std::vector<TokenAt>& tokens, const Block& captured, const Evaluated& expected)>;
+PointErrors Judge(Evaluator& evaluator, const OpCall& call, const std::vector<TokenAt>* tokens = nullptr,
+                  const Look& look = nullptr);
+
+// The error of one element in noise units; infinite where only `captured` is not finite. variance 0 means exact: then
+// every difference is beyond all limits.
+double NoiseUnits(double captured, double expected, double variance);
+
+}  // namespace lockstep
