@@ -11,6 +11,7 @@
 #include "compare/classify.h"
 #include "compare/completeness.h"
 #include "compare/config.h"
+#include "compare/growth.h"
 #include "compare/metrics.h"
 #include "compare/shapes.h"
 #include "compare/tokens.h"
@@ -335,6 +336,7 @@ class Comparison {
       result_.bit_identical += point.bit_identical;
       result_.failing += !point.reasons.empty();
     }
+    result_.growth = GrowthOf(result_.points);
     result_.next_tokens = CompareNextTokens(reference_, reference_numbers_, candidate_, candidate_numbers_);
   }
 
