@@ -33,7 +33,7 @@ Column<JudgedPoint> OpError(const char* side, int keep, const LocalError* Judged
             if (error == nullptr) return fmt::format("{:>7} {:<7}", "", "-");
             const bool figure = error->verdict != OpVerdict::kNotObservable;
             return Paint(
-                fmt::format("{:>7} {:<7}", figure ? NoiseText(error->worst_row) : "", VerdictWord(error->verdict)),
+                fmt::format("{:>7} {:<7}", figure ? NoiseCell(error->worst_row) : "", VerdictWord(error->verdict)),
                 ColorOf(error->verdict), color);
           }};
 }

@@ -162,9 +162,7 @@ TEST(FindingTest, UnexplainedAndUntrusted) {
 }
 
 TEST(ReplayTextTest, Golden) {
-  EXPECT_EQ(
-      TextReport(MakeDiagnosis(true)),
-      R"GOLDEN(========================================================================================================================
+  EXPECT_EQ(TextReport(MakeDiagnosis(true)), R"GOLDEN(========================================================================================================================
 REPLAY OF EVERY OP
 ========================================================================================================================
 trace      cpp.trace
@@ -176,13 +174,13 @@ FAULT      layer 0..2 attn_q_rope: op error 3.1e+04 noise units (clean: < 4), ex
            fix: rotate (i, i + head_dim / 2)
            Worst at sequence 0, position 8, head 1.
 ========================================================================================================================
-  verdict layer point            op           rows  worst row worst head      whole        max              scale
-  clean   Input input_embeddings embedding      17        1.1          -       0.98        4.2   -1.0e-05 ± 2e-06
-  FAULTY  L0    attn_q_rope      rope           17    3.1e+04    3.1e+04       0.98        4.2   -1.0e-05 ± 2e-06
+  verdict layer point            op          rows  worst row worst head      whole        max              scale
+  clean   Input input_embeddings embedding     17       1.13          -       0.98       4.21   -1.0e-05 ± 2e-06
+  FAULTY  L0    attn_q_rope      rope          17    3.1e+04    3.1e+04       0.98       4.21   -1.0e-05 ± 2e-06
           row 31234 above 4
-  FAULTY  L1    attn_q_rope      rope           17    3.1e+04    3.1e+04       0.98        4.2   -1.0e-05 ± 2e-06
+  FAULTY  L1    attn_q_rope      rope          17    3.1e+04    3.1e+04       0.98       4.21   -1.0e-05 ± 2e-06
           row 31234 above 4
-  FAULTY  L2    attn_q_rope      rope           17    3.1e+04    3.1e+04       0.98        4.2   -1.0e-05 ± 2e-06
+  FAULTY  L2    attn_q_rope      rope          17    3.1e+04    3.1e+04       0.98       4.21   -1.0e-05 ± 2e-06
           row 31234 above 4
 ========================================================================================================================
 VERDICT: FAULTY (3 ops, the first layer_0_attn_q_rope)
@@ -324,9 +322,7 @@ TEST(JudgedTest, WithoutAReplayTheClassesDecide) {
 }
 
 TEST(JudgedTextTest, Golden) {
-  EXPECT_EQ(
-      TextReport(MakeJudged(false, true)),
-      R"GOLDEN(========================================================================================================================
+  EXPECT_EQ(TextReport(MakeJudged(false, true)), R"GOLDEN(========================================================================================================================
 TENSOR COMPARISON SUMMARY
 ========================================================================================================================
 reference  py.trace
@@ -343,9 +339,9 @@ FAULT      candidate: layer 0..2 attn_q_rope: op error 3.1e+04 noise units (clea
            Worst at sequence 0, position 8, head 1.
 ========================================================================================================================
   class            layer point            shape         max_abs   cos_sim  token_l2  op err ref      op err cand
-  EXCELLENT        Input input_embeddings (17, 6, 48)  0.00e+00  1.000000  0.00e+00     1.1 clean       1.1 clean
-* GOOD             L0    attn_q_rope      (17, 6, 48)  0.00e+00  1.000000  0.00e+00     1.1 clean   3.1e+04 FAULTY
-* SIGNIFICANT DIFF L1    attn_q_rope      (17, 6, 48)  2.50e+00  1.000000  5.00e-01     1.1 clean   3.1e+04 FAULTY
+  EXCELLENT        Input input_embeddings (17, 6, 48)  0.00e+00  1.000000  0.00e+00    1.13 clean      1.13 clean
+* GOOD             L0    attn_q_rope      (17, 6, 48)  0.00e+00  1.000000  0.00e+00    1.13 clean   3.1e+04 FAULTY
+* SIGNIFICANT DIFF L1    attn_q_rope      (17, 6, 48)  2.50e+00  1.000000  5.00e-01    1.13 clean   3.1e+04 FAULTY
 ========================================================================================================================
 FIRST MAJOR DIFFERENCE DETECTED AT LAYER 1: layer_1_attn_q_rope
    op error in noise units: reference 1.1 clean, candidate 3.1e+04 FAULTY
@@ -422,6 +418,11 @@ TEST(WordsTest, NoiseText) {
   EXPECT_EQ(NoiseText(312.4), "312");
   EXPECT_EQ(NoiseText(31234), "3.1e+04");
   EXPECT_EQ(NoiseText(std::numeric_limits<double>::infinity()), "inf");
+  EXPECT_EQ(NoiseCell(0), "0");
+  EXPECT_EQ(NoiseCell(1), "1.00");
+  EXPECT_EQ(NoiseCell(9.996), "10.0");
+  EXPECT_EQ(NoiseCell(99.96), "100");
+  EXPECT_EQ(NoiseCell(std::numeric_limits<double>::infinity()), "inf");
 }
 
 TEST(WordsTest, Wrapped) {

@@ -18,16 +18,16 @@ using ErrorColumn = Column<LocalError>;
 
 ErrorColumn Error(const char* title, int keep, double LocalError::*value) {
   return {fmt::format("{:>10}", title), keep,
-          [value](const LocalError& point) { return fmt::format("{:>10}", NoiseText(point.*value)); }};
+          [value](const LocalError& point) { return fmt::format("{:>10}", NoiseCell(point.*value)); }};
 }
 
-std::vector<ErrorColumn> AllColumns() {
-  return {{fmt::format("{:<10}", "op"), 1, [](const LocalError& p) { return fmt::format("{:<10}", p.op); }},
+std::vector<ErrorColumn> AllColumns(size_t op_width) {
+  return {{Padded("op", op_width), 1, [op_width](const LocalError& p) { return Padded(p.op, op_width); }},
           {fmt::format("{:>6}", "rows"), 3, [](const LocalError& p) { return fmt::format("{:>6}", p.rows); }},
           Error("worst row", 6, &LocalError::worst_row),
           {fmt::format("{:>10}", "worst head"), 5,
            [](const LocalError& p) {
-             return fmt::format("{:>10}", p.worst_head_at.head < 0 ? "-" : NoiseText(p.worst_head));
+             return fmt::format("{:>10}", p.worst_head_at.head < 0 ? "-" : NoiseCell(p.worst_head));
            }},
           Error("whole", 2, &LocalError::whole),
           Error("max", 4, &LocalError::max),
@@ -96,12 +96,13 @@ class ReplayWriter {
   }
 
   void Measure() {
-    size_t natural = 5;
+    size_t natural = 5, op_width = 2;
     for (const LocalError& point : points_) {
       layer_width_ = std::max(layer_width_, LayerLabel(point.layer, point.name).size());
       natural = std::max(natural, TextWidth(Escaped(point.point)));
+      op_width = std::max(op_width, point.op.size());
     }
-    columns_ = AllColumns();
+    columns_ = AllColumns(op_width);
     const size_t fixed = 2 + 8 + layer_width_ + 1;
     FitColumns(width_ > fixed + natural ? width_ - fixed - natural : 0, &columns_);
     const size_t figures = fixed + WidthOf(columns_);

@@ -134,6 +134,11 @@ std::string NoiseText(double error) {
   return error < 9999.5 ? fmt::format("{:.0f}", error) : fmt::format("{:.1e}", error);
 }
 
+std::string NoiseCell(double error) {
+  if (error == 0 || !(error < 99.95)) return NoiseText(error);
+  return error < 9.995 ? fmt::format("{:.2f}", error) : fmt::format("{:.1f}", error);
+}
+
 std::string VerdictWord(OpVerdict verdict) {
   switch (verdict) {
     case OpVerdict::kClean: return "clean";

@@ -34,6 +34,9 @@ std::string LayerLabel(int layer, const std::string& name);
 // An error in noise units, at most seven characters: "0.93", "4", "312", "3.1e+04", "inf".
 std::string NoiseText(double error);
 
+// The same for a table: "0.90", "4.00", "31.2".
+std::string NoiseCell(double error);
+
 // "clean", "SUSPECT", "FAULTY", "n.o."
 std::string VerdictWord(OpVerdict verdict);
 
