@@ -173,8 +173,8 @@ Limits LimitsOf(Op op, const Arithmetic& arithmetic, bool bridged) {
   }
   if (!bridged) return limits;
   // The rounding of what was not captured is carried along to first order, and is common to whole rows.
-  return {2 * limits.row_suspect, 2 * limits.row_faulty, 2 * limits.cell_suspect,  2 * limits.cell_faulty,
-          2 * limits.max_suspect, 2 * limits.max_faulty, 4 * limits.scale_suspect, 4 * limits.scale_faulty};
+  return {2 * limits.row_suspect, 2 * limits.row_faulty, 2 * limits.cell_suspect,   2 * limits.cell_faulty,
+          2 * limits.max_suspect, 2 * limits.max_faulty, 16 * limits.scale_suspect, 16 * limits.scale_faulty};
 }
 
 bool PointErrors::Affected(int64_t r, int64_t c) const {
