@@ -42,43 +42,27 @@ void Tile(const T* x, int64_t x_stride, const T* panel, int64_t depth, int64_t c
 }
 
 template <typename T>
-void Multiply(const T* x, int64_t rows, const T* w, int64_t columns, int64_t depth, T* y, int64_t stride) {
+void Multiply(Strided<const T> x, int64_t rows, Strided<const T> w, int64_t columns, int64_t depth, Strided<T> y) {
   thread_local std::vector<T> panel;
   panel.resize(static_cast<size_t>(kDepthBlock * kPanel<T>));
   for (int64_t begin = 0; begin < depth || begin == 0; begin += kDepthBlock) {
     const int64_t count = std::min(kDepthBlock, depth - begin);
     for (int64_t j = 0; j < columns; j += kPanel<T>) {
       const int64_t width = std::min(kPanel<T>, columns - j);
-      PackPanel(w + j * depth + begin, width, count, depth, panel.data());
+      PackPanel(w.data + j * w.stride + begin, width, count, w.stride, panel.data());
+      const auto tile = [&]<int64_t kRows>(int64_t r) {
+        Tile<T, kRows>(x.data + r * x.stride + begin, x.stride, panel.data(), count, width, begin == 0,
+                       y.data + r * y.stride + j, y.stride);
+      };
       int64_t r = 0;
-      for (; r + kTileRows <= rows; r += kTileRows) {
-        Tile<T, kTileRows>(x + r * depth + begin, depth, panel.data(), count, width, begin == 0, y + r * stride + j,
-                           stride);
-      }
-      for (; r < rows; ++r) {
-        Tile<T, 1>(x + r * depth + begin, depth, panel.data(), count, width, begin == 0, y + r * stride + j, stride);
-      }
+      for (; r + kTileRows <= rows; r += kTileRows) tile.template operator()<kTileRows>(r);
+      for (; r < rows; ++r) tile.template operator()<1>(r);
     }
   }
-}
-
-inline double DotProduct(const double* a, const double* b, int64_t count) {
-  using V = Vectors<double>::Type;
-  constexpr int64_t kLanes = Vectors<double>::kLanes;
-  V sums[2] = {};
-  int64_t i = 0;
-  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
-    sums[0] += *reinterpret_cast<const V*>(a + i) * *reinterpret_cast<const V*>(b + i);
-    sums[1] += *reinterpret_cast<const V*>(a + i + kLanes) * *reinterpret_cast<const V*>(b + i + kLanes);
-  }
-  double sum = 0;
-  for (int64_t lane = 0; lane < kLanes; ++lane) sum += sums[0][lane] + sums[1][lane];
-  for (; i < count; ++i) sum += a[i] * b[i];
-  return sum;
 }
 
 inline void AddScaledRow(double factor, const double* x, int64_t count, double* y) {
   for (int64_t i = 0; i < count; ++i) y[i] += factor * x[i];
 }
 
-constexpr ProductKernels kKernels = {Multiply<double>, Multiply<float>, DotProduct, AddScaledRow};
+constexpr ProductKernels kKernels = {Multiply<double>, Multiply<float>, AddScaledRow};
