@@ -328,6 +328,7 @@ class Comparison {
       throw Error("the two sides have no row in common in any of their " + std::to_string(names.size()) +
                   " common points; were different rows or steps selected (LOCKSTEP_ROWS, LOCKSTEP_STEPS)?");
     }
+    result_.growth = GrowthOf(result_.points);
     for (size_t i = 0; i < result_.points.size(); ++i) {
       const PointResult& point = result_.points[i];
       if (!result_.first_significant && point.diff_class == DiffClass::kSignificant) result_.first_significant = i;
@@ -336,7 +337,6 @@ class Comparison {
       result_.bit_identical += point.bit_identical;
       result_.failing += !point.reasons.empty();
     }
-    result_.growth = GrowthOf(result_.points);
     result_.next_tokens = CompareNextTokens(reference_, reference_numbers_, candidate_, candidate_numbers_);
   }
 

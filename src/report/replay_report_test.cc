@@ -147,6 +147,22 @@ TEST(FindingTest, EqualCausesAreAllNamed) {
       "Usual fix: rotate (i, i + head_dim / 2)");
 }
 
+// What the values themselves show was not recomputed.
+TEST(FindingTest, EvidentCauses) {
+  Finding finding = MakeFinding();
+  finding.layers = {3};
+  finding.patterns = {};
+  finding.next.reset();
+  finding.cause = {"values-nan", "gives NaN from finite inputs", "look for 0 / 0", 0};
+  finding.error = std::numeric_limits<double>::infinity();
+  EXPECT_EQ(FindingSentence(finding),
+            "layer 3 attn_q_rope: op error inf noise units (clean: < 4) -> gives NaN from "
+            "finite inputs. Usual fix: look for 0 / 0");
+  finding.cause = {"shape", "has rows of 64 elements", "", 0};
+  finding.error = 0;
+  EXPECT_EQ(FindingSentence(finding), "layer 3 attn_q_rope -> has rows of 64 elements");
+}
+
 TEST(FindingTest, UnexplainedAndUntrusted) {
   Finding finding = MakeFinding();
   finding.layers = {0, 1, 2, 5, 7, 8};
@@ -172,7 +188,8 @@ replay     4 ops, 1 clean, 3 FAULTY; the first faulty one layer_0_attn_q_rope
 FAULT      layer 0..2 attn_q_rope: op error 3.1e+04 noise units (clean: < 4), exact at position 0, grows with position
            -> rotates interleaved pairs instead of halves (explains it: 0.9; next best, theta 10000: 2.2e+04). Usual
            fix: rotate (i, i + head_dim / 2)
-           Worst at sequence 0, position 8, head 1.
+           Worst at sequence 0, position 8, head 1. layer_0_attn_q_rope: largest value 4.2 at sequence 0, position 3,
+           channel 5, scale -1.0e-05 ± 2e-06.
 ========================================================================================================================
   verdict layer point            op          rows  worst row worst head      whole        max              scale
   clean   Input input_embeddings embedding     17       1.13          -       0.98       4.21   -1.0e-05 ± 2e-06
@@ -336,7 +353,8 @@ replay     candidate: 4 ops, 1 clean, 3 FAULTY; the first faulty one layer_0_att
 FAULT      candidate: layer 0..2 attn_q_rope: op error 3.1e+04 noise units (clean: < 4), exact at position 0, grows with
            position -> rotates interleaved pairs instead of halves (explains it: 0.9; next best, theta 10000: 2.2e+04).
            Usual fix: rotate (i, i + head_dim / 2)
-           Worst at sequence 0, position 8, head 1.
+           Worst at sequence 0, position 8, head 1. layer_0_attn_q_rope: largest value 4.2 at sequence 0, position 3,
+           channel 5, scale -1.0e-05 ± 2e-06.
 ========================================================================================================================
   class            layer point            shape         max_abs   cos_sim  token_l2  op err ref      op err cand
   EXCELLENT        Input input_embeddings (17, 6, 48)  0.00e+00  1.000000  0.00e+00    1.13 clean      1.13 clean

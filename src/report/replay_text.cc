@@ -33,7 +33,7 @@ std::vector<ErrorColumn> AllColumns(size_t op_width) {
           Error("max", 4, &LocalError::max),
           {fmt::format("{:>18}", "scale"), 0, [](const LocalError& p) {
              // The sign shows the way; "±" is two bytes and one character.
-             const std::string text = fmt::format("{:+.1e} ± {:.0e}", p.scale, p.scale_error);
+             const std::string text = ScaleText(p);
              return std::string(18 - std::min<size_t>(18, TextWidth(text)), ' ') + text;
            }}};
 }
