@@ -178,7 +178,9 @@ TEST(FindingTest, UnexplainedAndUntrusted) {
 }
 
 TEST(ReplayTextTest, Golden) {
-  EXPECT_EQ(TextReport(MakeDiagnosis(true)), R"GOLDEN(========================================================================================================================
+  EXPECT_EQ(
+      TextReport(MakeDiagnosis(true)),
+      R"GOLDEN(========================================================================================================================
 REPLAY OF EVERY OP
 ========================================================================================================================
 trace      cpp.trace
@@ -231,20 +233,26 @@ TEST(ReplayTextTest, CleanSuspectBridgedAndNotObservable) {
   EXPECT_THAT(text, Not(HasSubstr("\033")));
 }
 
-TEST(ReplayTextTest, LongTablesFoldCleanLayers) {
+TEST(ReplayTextTest, LongTablesFoldCleanRuns) {
   Diagnosis diagnosis;
   for (int layer = 0; layer < 40; ++layer) {
-    diagnosis.replay.points.push_back(MakeError(layer, "attn_o_proj", "linear"));
-    diagnosis.replay.points.push_back(
-        MakeError(layer, "layer_output", "add", layer == 7 ? OpVerdict::kFaulty : OpVerdict::kClean));
+    for (const char* point : {"attn_q_rope", "attn_k_rope", "attn_o_proj", "layer_output"}) {
+      diagnosis.replay.points.push_back(MakeError(layer, point, "op"));
+    }
   }
-  diagnosis.replay.points[3].max = 6.7;
-  diagnosis.replay.points[4].verdict = OpVerdict::kNotObservable;
+  diagnosis.replay.points.push_back(MakeError(-1, "logits", "linear"));
+  std::vector<LocalError>& points = diagnosis.replay.points;
+  points[3].max = 6.7;
+  points[4].verdict = OpVerdict::kNotObservable;
+  points[7 * 4] = MakeError(7, "attn_q_rope", "rope", OpVerdict::kFaulty);
+  points[7 * 4 + 2] = MakeError(7, "attn_o_proj", "linear", OpVerdict::kFaulty);
   const std::string text = TextReport(diagnosis);
-  EXPECT_THAT(text, HasSubstr("clean   L0-L6 all 14 ops, at most: row 1.1, head 0, max 6.7; 1 not observable\n"));
-  EXPECT_THAT(text, HasSubstr("clean   L8-L39 all 64 ops, at most: row 1.1, head 0, max 4.2\n"));
-  EXPECT_THAT(text, HasSubstr("  clean   L7    attn_o_proj"));
-  EXPECT_THAT(TextReport(diagnosis, {.all = true}), Not(HasSubstr("all 14 ops")));
+  EXPECT_THAT(text, HasSubstr("clean   L0-L6 all 28 ops: row <= 1.13, head <= 0, max <= 6.70; 1 not observable\n"));
+  EXPECT_THAT(text, HasSubstr("FAULTY  L7    attn_q_rope"));
+  EXPECT_THAT(text, HasSubstr("clean   L7    attn_k_rope"));  // too short a run
+  EXPECT_THAT(text, HasSubstr("clean   L7-L39 129 ops from layer_output to layer_output: row <= 1.13"));
+  EXPECT_THAT(text, HasSubstr("clean   Final logits"));
+  EXPECT_THAT(TextReport(diagnosis, {.all = true}), Not(HasSubstr("28 ops")));
 }
 
 TEST(ReplayTextTest, FitsTheTerminal) {
@@ -339,7 +347,9 @@ TEST(JudgedTest, WithoutAReplayTheClassesDecide) {
 }
 
 TEST(JudgedTextTest, Golden) {
-  EXPECT_EQ(TextReport(MakeJudged(false, true)), R"GOLDEN(========================================================================================================================
+  EXPECT_EQ(
+      TextReport(MakeJudged(false, true)),
+      R"GOLDEN(========================================================================================================================
 TENSOR COMPARISON SUMMARY
 ========================================================================================================================
 reference  py.trace
