@@ -121,7 +121,8 @@ void NormGroup(const double* x, const double* x_variance, const double* weight, 
     const double z = (x[i] - mean) * inverse;
     y[i] = z * weight[i];
     variance[i] = storage.Rounding(y[i]) + Square(weight[i]) * storage.Rounding(z) + Square(y[i]) * relative;
-    if (x_variance) variance[i] += Square(weight[i] * inverse) * x_variance[i];
+    // An element's own error turns the mean with it.
+    if (x_variance) variance[i] += Square(weight[i] * inverse) * x_variance[i] * (1 - 2 * z * z / norm.count);
   }
 }
 
