@@ -141,6 +141,22 @@ TEST(LogitsTest, OfEqualLogitsTheFirstIsChosen) {
   EXPECT_THAT(tokens.rows[0].reference.ids, ElementsAre(1, 2, 3, 0, -1));
   EXPECT_THAT(tokens.rows[0].candidate.ids, ElementsAre(0, 2, 3, 1, -1));
   EXPECT_EQ(tokens.rows[0].reference.margin, 0);
+  const std::vector<float> falling = {0, -1, -2, -3, -4, -5, -6, -7, -8, -9, -10, -11};
+  EXPECT_EQ(TokensOf({std::vector<float>(12, 1.0f)}, {falling}).rows[0].common_top10, 10);
+}
+
+TEST(LogitsTest, ALateChunkMayHoldTheLargestOfOneSideOnly) {
+  std::vector<float> r(5000, 0.0f), c;
+  for (int i = 0; i < 20; ++i) r[static_cast<size_t>(i)] = 20.0f - static_cast<float>(i);
+  c = r;
+  c[4500] = 30;
+  for (const auto& [a, b] : {std::pair(r, c), std::pair(c, r)}) {
+    const TokenRow row = TokensOf({a}, {b}).rows[0];
+    EXPECT_EQ(row.reference.ids[0], a == c ? 4500 : 0);
+    EXPECT_EQ(row.candidate.ids[0], b == c ? 4500 : 0);
+    EXPECT_EQ(row.common_top5, 4);
+    EXPECT_EQ(row.noise_max, 30);
+  }
 }
 
 TEST(LogitsTest, NanAndInfinity) {
