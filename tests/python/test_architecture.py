@@ -16,6 +16,7 @@ MAY_INCLUDE = {
     "engine": {"base", "trace", "checkpoint", "tokenizer"},
     "bench": {"base", "trace", "checkpoint", "engine"},
     "compare": {"base", "trace"},
+    "replay": {"base", "trace", "checkpoint"},
     "report": {"base", "trace", "compare"},
     "capi": set(),
     "cli": set(),
