@@ -1,6 +1,8 @@
 // Rows of a point in float64.
 #pragma once
 
+#include <compare>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -14,6 +16,7 @@ struct TokenAt {
   int32_t sequence = 0;  // the side's number
   int32_t position = 0;
   int32_t input_id = -1;
+  auto operator<=>(const TokenAt&) const = default;
 };
 
 struct Block {

@@ -10,11 +10,14 @@
 
 #include "replay/captures.h"
 #include "replay/op_call.h"
+#include "replay/ops.h"
 
 namespace lockstep {
 
 struct Evaluated {
-  Block block;                   // [tokens, width]; rows that are not observable are zero
+  // [tokens, width]; rows that are not observable are zero. attn_scores and attn_probs: [tokens, heads * columns], a
+  // column an absolute key position; what is masked or not there is -infinity in scores and 0 in probs.
+  Block block;
   std::vector<char> observable;  // [tokens]
   std::set<std::string> from;    // captured points that were read
   bool bridged = false;
@@ -35,21 +38,39 @@ class Evaluator {
   // The right call of a point under that arithmetic.
   OpCall CallOf(const PointAt& point) { return model_.CallOf(point, ArithmeticOf(point)); }
 
-  // What `call` gives for the rows of these tokens.
-  // REQUIRES: all tokens of one run, and not so many that the block does not fit in memory (RowsPerBlock).
+  // What `call` gives for the rows of these tokens, at most RowsPerBlock of them.
+  // REQUIRES: all tokens of one run.
   Evaluated Evaluate(const OpCall& call, const std::vector<TokenAt>& tokens);
 
-  // Rows as captured, as far as they were; observable tells which.
+  // Rows as captured, as far as they were; observable tells which. REQUIRES: as above.
   Evaluated Captured(const PointAt& point, const std::vector<TokenAt>& tokens);
 
   // How many rows of a point to evaluate at once.
-  int64_t RowsPerBlock(const PointAt& point) const;
+  int64_t RowsPerBlock(const PointAt& point);
+
+  // Keys that were bridged are kept from block to block of a point: forget them.
+  void ForgetKeys() { keys_.clear(); }
 
  private:
+  struct Group;
+
   Evaluated Input(const PointAt& point, const std::vector<TokenAt>& tokens);
+  Evaluated Inner(const OpCall& call, const std::vector<TokenAt>& tokens);
+  Evaluated RowWise(const OpCall& call, const std::vector<TokenAt>& tokens);
+  Evaluated Attend(const OpCall& call, const std::vector<TokenAt>& tokens);
+  void AttendGroup(const OpCall& call, const Group& group, const Evaluated& queries, Evaluated* out);
+  // A row of keys or values for each of `tokens`; those with run -1 are zero.
+  const Evaluated& KeyRows(const PointAt& point, const std::vector<TokenAt>& tokens);
+  Evaluated Softmax(const OpCall& call, const std::vector<TokenAt>& tokens);
+  int64_t KeyColumns(const PointAt& point, const std::vector<TokenAt>& tokens);
+  Evaluated CapturedKeys(const PointAt& point, const std::vector<TokenAt>& tokens);
 
   Captures& captures_;
   const ReplayModel& model_;
+  int depth_ = 0;
+  using Rows = std::pair<std::string, std::vector<TokenAt>>;
+  std::map<Rows, Evaluated> bridged_;  // within one evaluation: a residual is read twice
+  std::map<Rows, Evaluated> keys_;
 };
 
 }  // namespace lockstep

@@ -1,0 +1,220 @@
+#include "replay/judge.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/parallel.h"
+#include "replay/noise.h"
+
+namespace lockstep {
+namespace {
+
+double Square(double x) { return x * x; }
+
+// What the errors of some elements add up to.
+struct Sums {
+  double squares = 0;
+  double peak = 0;
+  int64_t count = 0;
+  int64_t peak_at = -1;  // element of the row
+
+  double Rms() const { return count > 0 ? std::sqrt(squares / static_cast<double>(count)) : 0; }
+  void Add(double error, int64_t at) {
+    squares += Square(error);
+    ++count;
+    if (std::abs(error) > peak || peak_at < 0) peak = std::abs(error), peak_at = at;
+  }
+  void Add(const Sums& other) {
+    squares += other.squares;
+    count += other.count;
+    if (other.peak > peak || peak_at < 0) peak = other.peak, peak_at = other.peak_at;
+  }
+};
+
+struct RowSums {
+  Sums all;
+  std::vector<Sums> cells;
+  double weighted = 0, weights = 0;  // sum of captured * expected / variance, of expected^2 / variance
+  int64_t non_finite = 0;
+  int64_t first_non_finite = -1;
+  bool inherited = false;
+};
+
+RowSums SumRow(const double* captured, const double* expected, const double* variance, int64_t width, int64_t cells,
+               int64_t cell_width) {
+  RowSums out;
+  out.cells.resize(static_cast<size_t>(cells));
+  for (int64_t c = 0; c < width; ++c) {
+    if (captured[c] == -INFINITY && expected[c] == -INFINITY) continue;  // masked
+    const bool masked = expected[c] == -INFINITY && std::isfinite(captured[c]);
+    if (!std::isfinite(expected[c]) && !masked) {
+      out.inherited = true;
+      continue;
+    }
+    const double error = masked ? INFINITY : NoiseUnits(captured[c], expected[c], variance[c]);
+    out.cells[static_cast<size_t>(c / cell_width)].Add(error, c);
+    if (!std::isfinite(captured[c])) {
+      ++out.non_finite;
+      if (out.first_non_finite < 0) out.first_non_finite = c;
+    } else if (variance[c] > 0 && !masked) {
+      out.weighted += captured[c] * expected[c] / variance[c];
+      out.weights += Square(expected[c]) / variance[c];
+    }
+  }
+  for (const Sums& cell : out.cells) out.all.Add(cell);
+  return out;
+}
+
+// Everything of a point, added up row by row in order.
+class Judgement {
+ public:
+  Judgement(PointErrors* out, int64_t cell_width) : out_(*out), cell_width_(cell_width) {}
+
+  // captured, expected: the row's values.
+  void Add(const TokenAt& token, const RowSums& row, const double* captured, const double* expected) {
+    LocalError& summary = out_.summary;
+    if (row.inherited && row.all.count == 0) {
+      ++summary.rows_inherited;
+      return;
+    }
+    summary.rows_inherited += row.inherited;
+    ++summary.rows;
+    const double rms = row.all.Rms();
+    out_.tokens.push_back(token);
+    out_.row.push_back(static_cast<float>(rms));
+    if (rms > summary.worst_row || summary.rows == 1) {
+      summary.worst_row = rms;
+      summary.worst_row_at = At(token, -1);
+    }
+    for (size_t c = 0; c < row.cells.size(); ++c) {
+      const double cell = row.cells[c].Rms();
+      out_.cell.push_back(static_cast<float>(cell));
+      out_.peak.push_back(static_cast<float>(row.cells[c].peak));
+      worst_cell_ = std::max(worst_cell_, cell);
+      if (out_.call.heads > 0 && (cell > summary.worst_head || summary.worst_head_at.head < 0)) {
+        summary.worst_head = cell;
+        summary.worst_head_at = {token.sequence, token.position, static_cast<int>(c), -1};
+      }
+    }
+    if (row.all.peak_at >= 0 && (row.all.peak > all_.peak || all_.peak_at < 0)) {
+      summary.max = row.all.peak;
+      summary.max_at = At(token, row.all.peak_at);
+      summary.max_value = captured[row.all.peak_at];
+      summary.max_expected = expected[row.all.peak_at];
+    }
+    if (row.non_finite > 0 && summary.non_finite == 0) summary.first_non_finite = At(token, row.first_non_finite);
+    summary.non_finite += row.non_finite;
+    all_.Add(row.all);
+    weighted_ += row.weighted;
+    weights_ += row.weights;
+  }
+
+  void Finish() {
+    LocalError& summary = out_.summary;
+    summary.elements = all_.count;
+    summary.whole = all_.Rms();
+    if (weights_ > 0) {
+      summary.scale = weighted_ / weights_ - 1;
+      summary.scale_error = 1 / std::sqrt(weights_);
+    }
+    const Limits limits = LimitsOf(out_.call.op, out_.arithmetic, summary.bridged);
+    const auto beyond = [&](double row, double cell, double max, double scale) {
+      return summary.worst_row > row || worst_cell_ > cell || summary.max > max || summary.non_finite > 0 ||
+             (std::abs(summary.scale) > scale && std::abs(summary.scale) > 8 * summary.scale_error);
+    };
+    if (beyond(limits.row_faulty, limits.cell_faulty, limits.max_faulty, limits.scale_faulty)) {
+      summary.verdict = OpVerdict::kFaulty;
+    } else if (beyond(limits.row_suspect, limits.cell_suspect, limits.max_suspect, limits.scale_suspect)) {
+      summary.verdict = OpVerdict::kSuspect;
+    }
+    if (summary.rows == 0) summary.verdict = OpVerdict::kNotObservable;
+  }
+
+ private:
+  Place At(const TokenAt& token, int64_t element) const {
+    Place place = {token.sequence, token.position, -1, -1};
+    if (element < 0) return place;
+    const bool heads = out_.call.heads > 0;
+    place.head = heads ? static_cast<int>(element / cell_width_) : -1;
+    place.channel = static_cast<int>(heads ? element % cell_width_ : element);
+    return place;
+  }
+
+  PointErrors& out_;
+  const int64_t cell_width_;
+  Sums all_;
+  double worst_cell_ = 0;
+  double weighted_ = 0, weights_ = 0;
+};
+
+}  // namespace
+
+double NoiseUnits(double captured, double expected, double variance) {
+  if (captured == expected) return 0;
+  if (!std::isfinite(captured) || variance <= 0) return INFINITY;
+  return (captured - expected) / std::sqrt(variance);
+}
+
+Limits LimitsOf(Op op, const Arithmetic& arithmetic, bool bridged) {
+  (void)op, (void)arithmetic;
+  const double wide = bridged ? 2 : 1;
+  return {3 * wide, 4 * wide, 5 * wide, 7 * wide, 12 * wide, 16 * wide, 1e-3, 2e-3};
+}
+
+bool PointErrors::Affected(int64_t r, int64_t c) const {
+  const Limits limits = LimitsOf(call.op, arithmetic, summary.bridged);
+  return Cell(r, c) > limits.cell_faulty || Peak(r, c) > limits.max_faulty || !std::isfinite(Cell(r, c)) ||
+         row[static_cast<size_t>(r)] > limits.row_faulty;
+}
+
+PointErrors Judge(Evaluator& evaluator, const OpCall& call, const std::vector<TokenAt>* tokens, const Look& look) {
+  PointErrors out;
+  out.call = call;
+  out.arithmetic = evaluator.ArithmeticOf(call.point);
+  const CapturedPoint& captured = evaluator.captures().Of(call.point);
+  const std::vector<TokenAt>& all = tokens ? *tokens : captured.tokens();
+  const int64_t block = evaluator.RowsPerBlock(call.point);
+  std::set<std::string> from;
+  std::optional<Judgement> judgement;
+  for (size_t begin = 0; begin < all.size();) {
+    std::vector<TokenAt> part;
+    for (size_t i = begin; i < all.size() && static_cast<int64_t>(part.size()) < block; ++i) {
+      if (all[i].run != all[begin].run) break;
+      part.push_back(all[i]);
+    }
+    begin += part.size();
+    const Evaluated seen = evaluator.Captured(call.point, part);
+    const Evaluated expected = evaluator.Evaluate(call, part);
+    from.insert(expected.from.begin(), expected.from.end());
+    out.summary.bridged = out.summary.bridged || expected.bridged;
+    const int64_t width = expected.block.width;
+    const int64_t cell_width = call.heads > 0 ? width / call.heads : std::min(width, kCellWidth);
+    out.cells = CeilDiv(width, cell_width);
+    if (!judgement) judgement.emplace(&out, cell_width);
+    std::vector<RowSums> rows(part.size());
+    ParallelFor(static_cast<int64_t>(part.size()), [&](int64_t r) {
+      const auto at = static_cast<size_t>(r);
+      if (!seen.observable[at] || !expected.observable[at]) return;
+      rows[at] =
+          SumRow(seen.block.Row(r), expected.block.Row(r), expected.block.Variance(r), width, out.cells, cell_width);
+    });
+    for (size_t r = 0; r < part.size(); ++r) {
+      if (!seen.observable[r] || !expected.observable[r]) {
+        ++out.summary.rows_not_observable;
+        if (!expected.missing.empty() && out.summary.reasons.empty()) {
+          out.summary.reasons.push_back(expected.missing + " was not captured");
+        }
+        continue;
+      }
+      const auto at = static_cast<int64_t>(r);
+      judgement->Add(part[r], rows[r], seen.block.Row(at), expected.block.Row(at));
+    }
+    if (look) look(part, seen.block, expected);
+  }
+  if (judgement) judgement->Finish();
+  out.summary.from.assign(from.begin(), from.end());
+  out.summary.arithmetic = out.arithmetic;
+  return out;
+}
+
+}  // namespace lockstep

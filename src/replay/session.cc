@@ -1,0 +1,124 @@
+#include "replay/session.h"
+
+#include <algorithm>
+#include <charconv>
+
+namespace lockstep {
+namespace {
+
+std::string_view OpName(Op op) {
+  switch (op) {
+    case Op::kEmbedding: return "embedding";
+    case Op::kCopy: return "identity";
+    case Op::kRmsNorm: return "rms_norm";
+    case Op::kLinear: return "linear";
+    case Op::kRope: return "rope";
+    case Op::kScores: return "attention_scores";
+    case Op::kSoftmax: return "softmax";
+    case Op::kAttention: return "attention";
+    case Op::kAdd: return "add";
+    case Op::kSwiGlu: return "swiglu";
+  }
+  return "";
+}
+
+// Of the trace, which may hold the first layers only; -1 where it does not say.
+int LayersOf(const TraceRuns& runs) {
+  const TraceMeta& meta = runs.runs.front().meta();
+  const auto found = meta.config.find("num_hidden_layers");
+  int layers = -1;
+  if (found == meta.config.end()) return layers;
+  std::from_chars(found->second.data(), found->second.data() + found->second.size(), layers);
+  return layers;
+}
+
+}  // namespace
+
+ReplaySession::ReplaySession(const std::vector<std::string>& traces, const std::string& model)
+    : paths_(traces), model_path_(model), readers_(OpenAll(traces, "replay")), runs_(GroupRuns(Views(readers_))) {
+  checkpoint_ = std::make_unique<Checkpoint>(Checkpoint::Open(model, LayersOf(runs_)));
+  model_ = std::make_unique<ReplayModel>(*checkpoint_);
+  captures_ = std::make_unique<Captures>(runs_);
+  evaluator_ = std::make_unique<Evaluator>(*captures_, *model_);
+}
+
+void ReplaySession::JudgePoint(const PointAt& point, const std::function<void(PointErrors&)>& faulty,
+                               ReplayResult* result) {
+  PointErrors errors;
+  const CapturedPoint& captured = captures_->Of(point);
+  const OpCall call = evaluator_->CallOf(point);
+  errors = Judge(*evaluator_, call);
+  LocalError& summary = errors.summary;
+  summary.name = point.Name();
+  summary.layer = point.layer;
+  summary.point = SpecOf(point.id).name;
+  summary.op = OpName(call.op);
+  const int64_t width = model_->WidthOf(point.id);
+  if (width > 0 && captured.width() != width) {
+    summary.verdict = OpVerdict::kFaulty;
+    summary.reasons = {"rows of " + std::to_string(captured.width()) + " elements, the model has " +
+                       std::to_string(width)};
+  }
+  if (summary.verdict == OpVerdict::kFaulty && faulty) faulty(errors);
+  evaluator_->ForgetKeys();
+  result->points.push_back(std::move(summary));
+}
+
+ReplayResult ReplaySession::Run(const ReplayOptions& options, const std::function<void(PointErrors&)>& faulty) {
+  // What the trace holds is replayed, the points on request too.
+  const Selection selection(options.points.empty() ? "*,attn_scores,attn_probs" : options.points, options.layers, "",
+                            "");
+
+  std::vector<std::string> names;
+  for (const auto& [name, steps] : runs_.points) names.push_back(name);
+  std::vector<PointAt> points;
+  for (const std::string& name : InExecutionOrder(names)) {
+    const auto ref = ParsePointName(name);
+    if (!ref || ref->layer >= config().num_hidden_layers || !selection.WantsPoint(name)) continue;
+    points.push_back({ref->spec->id, ref->layer});
+  }
+
+  ReplayResult result;
+  result.traces = paths_;
+  result.model = model_path_;
+  result.arithmetic = runs_.runs.front().meta().arithmetic;
+  result.has_arithmetic = runs_.runs.front().meta().has_arithmetic;
+  int layer = -1;
+  for (size_t i = 0; i < points.size(); ++i) {
+    // What lies two layers back is not read again.
+    if (points[i].layer > layer) {
+      layer = points[i].layer;
+      for (const PointSpec& spec : Points()) {
+        if (spec.per_layer) captures_->Forget({spec.id, layer - 2});
+      }
+    }
+    JudgePoint(points[i], faulty, &result);
+    if (options.progress) options.progress(i + 1, points.size());
+  }
+  for (size_t i = 0; i < result.points.size(); ++i) {
+    const OpVerdict verdict = result.points[i].verdict;
+    result.clean += verdict == OpVerdict::kClean;
+    result.suspect += verdict == OpVerdict::kSuspect;
+    result.faulty += verdict == OpVerdict::kFaulty;
+    result.not_observable += verdict == OpVerdict::kNotObservable;
+    if (verdict == OpVerdict::kFaulty && !result.first_faulty) result.first_faulty = i;
+  }
+  NoteWarnings(readers_, &result.notes);
+  return result;
+}
+
+std::string_view OpVerdictName(OpVerdict verdict) {
+  switch (verdict) {
+    case OpVerdict::kClean: return "clean";
+    case OpVerdict::kSuspect: return "suspect";
+    case OpVerdict::kFaulty: return "faulty";
+    case OpVerdict::kNotObservable: return "not-observable";
+  }
+  return "";
+}
+
+ReplayResult Replay(const std::vector<std::string>& traces, const std::string& model, const ReplayOptions& options) {
+  return ReplaySession(traces, model).Run(options);
+}
+
+}  // namespace lockstep

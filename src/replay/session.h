@@ -1,0 +1,40 @@
+// A side and its checkpoint, open and checked: what Replay() and Diagnose() work on.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "lockstep/replay.h"
+#include "replay/evaluator.h"
+#include "replay/judge.h"
+#include "trace/runs.h"
+
+namespace lockstep {
+
+class ReplaySession {
+ public:
+  // Opens and checks both. Throws Error: no trace, another model, other weights.
+  ReplaySession(const std::vector<std::string>& traces, const std::string& model);
+
+  // Every captured point that the options select, in execution order. `faulty` is shown the errors of each point that
+  // is faulty, while its captures are still there; it may change the verdict.
+  ReplayResult Run(const ReplayOptions& options, const std::function<void(PointErrors&)>& faulty = nullptr);
+
+  Evaluator& evaluator() { return *evaluator_; }
+  const Config& config() const { return checkpoint_->config(); }
+
+ private:
+  void JudgePoint(const PointAt& point, const std::function<void(PointErrors&)>& faulty, ReplayResult* result);
+
+  std::vector<std::string> paths_;
+  std::string model_path_;
+  std::vector<TraceReader> readers_;
+  TraceRuns runs_;
+  std::unique_ptr<Checkpoint> checkpoint_;
+  std::unique_ptr<ReplayModel> model_;
+  std::unique_ptr<Captures> captures_;
+  std::unique_ptr<Evaluator> evaluator_;
+};
+
+}  // namespace lockstep
