@@ -36,13 +36,15 @@ constexpr Advice kAdvice[] = {
     {"linear-shard-missing", "Sum the parts of all ranks (all-reduce), and check the count of shards."},
     {"linear-shard-doubled", "Check which slice each rank loads, and that every part is added once."},
     {"linear-shard-order", "Sort the shards by rank before they are put together."},
-    {"linear-input-slices", "Row-parallel weights (o_proj, down_proj) are sliced along the columns, the others along the "
-                            "rows."},
+    {"linear-input-slices",
+     "Row-parallel weights (o_proj, down_proj) are sliced along the columns, the others along the "
+     "rows."},
     {"linear-doubled", "Look for a product that is issued twice, or that accumulates onto its own result."},
     {"linear-wrong-input", "Check which buffer the product reads."},
     {"linear-tie", "Use lm_head.weight, or embed_tokens where tie_word_embeddings is true."},
-    {"rope-interleaved", "Hugging Face weights pair channel i with i + head_dim / 2 (NeoX): use that pairing, or permute "
-                         "the rows of q_proj and k_proj at load."},
+    {"rope-interleaved",
+     "Hugging Face weights pair channel i with i + head_dim / 2 (NeoX): use that pairing, or permute "
+     "the rows of q_proj and k_proj at load."},
     {"rope-direction", "First half: x1 cos - x2 sin; second half: x2 cos + x1 sin."},
     {"rope-theta", "Read rope_theta (or rope_parameters.rope_theta) from config.json; never use a default."},
     {"rope-position-offset", "Positions count from 0 at the sequence's start."},
@@ -58,13 +60,15 @@ constexpr Advice kAdvice[] = {
     {"rope-magnitude", "cos and sin are not scaled unless config.json asks for YaRN."},
     {"rope-wrong-input", "Check which buffer the rotation reads."},
     {"attention-no-mask", "Mask keys after the query's position, in prefill too."},
-    {"attention-mask-shifted", "A token sees itself and what came before: key <= position, counted from the sequence's "
-                               "start."},
+    {"attention-mask-shifted",
+     "A token sees itself and what came before: key <= position, counted from the sequence's "
+     "start."},
     {"attention-scale", "Scale by 1 / sqrt(head_dim), once."},
     {"attention-heads-tiled", "Query head h reads key/value head h / (heads / kv_heads): repeat, do not tile."},
     {"attention-unrotated-k", "Write k to the cache after the rotation."},
     {"attention-unrotated-q", "Use q after norm and rotation."},
-    {"attention-stale-cache", "Check the row that each token's k and v are written to, and the order of write and read."},
+    {"attention-stale-cache",
+     "Check the row that each token's k and v are written to, and the order of write and read."},
     {"attention-window", "Apply sliding_window only where config.json sets use_sliding_window."},
     {"attention-softmax-overflow", "Subtract the row's maximum before exp, and compute the softmax in f32."},
     {"attention-softcapped", "Qwen3 does not cap its scores."},

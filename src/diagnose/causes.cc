@@ -4,12 +4,11 @@
 #include <cmath>
 #include <cstdio>
 #include <map>
-#include <tuple>
+
+#include "replay/noise.h"
 
 namespace lockstep {
 namespace {
-
-int64_t CellWidth(const OpCall& call) { return call.heads > 0 ? call.head_dim : kCellWidth; }
 
 // Place in the order of execution.
 std::pair<int, int> OrderOf(const PointAt& point, int num_layers) {
@@ -62,9 +61,8 @@ std::vector<PointAt> EarlierPoints(Evaluator& evaluator, const PointAt& point, i
       if (OrderOf(other, num_layers) < own && !evaluator.captures().Of(other).empty()) out.push_back(other);
     }
   }
-  std::sort(out.begin(), out.end(), [&](const PointAt& a, const PointAt& b) {
-    return OrderOf(a, num_layers) > OrderOf(b, num_layers);
-  });
+  std::sort(out.begin(), out.end(),
+            [&](const PointAt& a, const PointAt& b) { return OrderOf(a, num_layers) > OrderOf(b, num_layers); });
   return out;
 }
 
@@ -89,8 +87,8 @@ Evaluated EvaluateRows(Evaluator& evaluator, const OpCall& call, const std::vect
   Evaluated out;
   for (size_t begin = 0, end = 0; begin < tokens.size(); begin = end) {
     while (end < tokens.size() && tokens[end].run == tokens[begin].run) ++end;
-    Evaluated part = evaluator.Evaluate(call, {tokens.begin() + static_cast<ptrdiff_t>(begin),
-                                               tokens.begin() + static_cast<ptrdiff_t>(end)});
+    Evaluated part = evaluator.Evaluate(
+        call, {tokens.begin() + static_cast<ptrdiff_t>(begin), tokens.begin() + static_cast<ptrdiff_t>(end)});
     if (begin == 0) {
       out = std::move(part);
       continue;
@@ -126,7 +124,10 @@ std::vector<char> AffectedCells(const PointErrors& errors) {
   for (int64_t r = 0; r < rows; ++r) {
     char* row = out.data() + r * errors.cells;
     bool in_row = false;
-    for (int64_t c = 0; c < errors.cells; ++c) in_row = (row[c] = errors.Affected(r, c)) || in_row;
+    for (int64_t c = 0; c < errors.cells; ++c) {
+      row[c] = !(errors.Cell(r, c) <= limits.cell_suspect && errors.Peak(r, c) <= limits.max_suspect);
+      in_row = in_row || row[c];
+    }
     if (!in_row && errors.row[static_cast<size_t>(r)] > limits.row_suspect) {
       std::fill(row, row + errors.cells, 1);
       in_row = true;
@@ -137,23 +138,29 @@ std::vector<char> AffectedCells(const PointErrors& errors) {
   return out;
 }
 
+void ScaleRounded(double factor, DType storage, Block* block) {
+  const Grid grid(storage);
+  block->variance.resize(block->value.size());
+  for (size_t i = 0; i < block->value.size(); ++i) {
+    block->value[i] *= factor;
+    block->variance[i] = block->variance[i] * factor * factor + grid.Rounding(block->value[i]);
+  }
+}
+
 std::vector<double> FitWeights(const Case& fault) {
   const PointErrors& errors = fault.errors;
   const Block& captured = fault.sample.captured;
   const Block& expected = fault.sample.expected.block;
   const std::vector<char> affected = AffectedCells(errors);
-  std::map<std::tuple<int, int, int>, size_t> rows;
-  for (size_t r = 0; r < errors.tokens.size(); ++r) {
-    rows[{errors.tokens[r].run, errors.tokens[r].step, errors.tokens[r].token}] = r;
-  }
+  std::map<TokenAt, size_t> rows;
+  for (size_t r = 0; r < errors.tokens.size(); ++r) rows[errors.tokens[r]] = r;
+  const int64_t cell_width = CellWidthOf(errors, captured.width);
   std::vector<double> out(captured.value.size(), 0.0);
   for (int64_t r = 0; r < captured.rows; ++r) {
-    const TokenAt& token = fault.sample.tokens[static_cast<size_t>(r)];
-    const auto found = rows.find({token.run, token.step, token.token});
+    const auto found = rows.find(fault.sample.tokens[static_cast<size_t>(r)]);
     if (found == rows.end()) continue;
     for (int64_t i = 0; i < captured.width; ++i) {
-      const auto cell = static_cast<size_t>(static_cast<int64_t>(found->second) * errors.cells +
-                                            i / CellWidth(errors.call));
+      const auto cell = static_cast<size_t>(static_cast<int64_t>(found->second) * errors.cells + i / cell_width);
       const auto at = static_cast<size_t>(r * captured.width + i);
       if (!affected[cell] || !std::isfinite(captured.value[at]) || !std::isfinite(expected.value[at])) continue;
       const double variance = expected.Variance(r) == nullptr ? 0 : expected.Variance(r)[i];

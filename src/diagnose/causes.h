@@ -1,6 +1,7 @@
 // The catalogue's proposers, one an op, and what they share.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <optional>
 #include <span>
@@ -35,9 +36,7 @@ struct Row {
 
 // Adds the right call with each of the rows' changes.
 void AddRows(const Case& fault, std::span<const Row> rows, std::vector<Hypothesis>* out);
-inline void AddRow(const Case& fault, const Row& row, std::vector<Hypothesis>* out) {
-  AddRows(fault, {&row, 1}, out);
-}
+inline void AddRow(const Case& fault, const Row& row, std::vector<Hypothesis>* out) { AddRows(fault, {&row, 1}, out); }
 
 // Input `input` replaced by each other point of the same width that an implementation could have read instead. A point
 // in `causes` gets that cause, the others `cause`.
@@ -61,12 +60,15 @@ std::optional<Block> InputRows(const Case& fault, const PointAt& input);
 std::optional<Block> InputRows(Evaluator& evaluator, const PointAt& input, const std::vector<TokenAt>& tokens);
 
 // Cells that the right call does not explain, [rows, cells] of `errors`. Where only the scale or whole rows tell of the
-// fault, all cells of them.
+// fault, all cells of them. (PointErrors::Affected takes every cell of a row that is off; one wrong head would then
+// hide behind its neighbours.)
 std::vector<char> AffectedCells(const PointErrors& errors);
-// The cell that a channel of a row lies in.
-inline int64_t CellOf(const OpCall& call, int64_t channel) {
-  return channel / (call.heads > 0 ? call.head_dim : kCellWidth);
+// Channels of a cell in rows of `width`.
+inline int64_t CellWidthOf(const PointErrors& errors, int64_t width) {
+  return errors.call.heads > 0 ? width / errors.call.heads : std::min(width, kCellWidth);
 }
+// Multiplies the values; what they are rounded to afterwards is `storage`.
+void ScaleRounded(double factor, DType storage, Block* block);
 // Weight of every element of the sample in a fit, [rows, width]: 1 / variance in affected cells, else 0.
 std::vector<double> FitWeights(const Case& fault);
 // The factors of `terms` (each [n]) that fit `value` best under these weights; empty where they are not determined.

@@ -65,13 +65,15 @@ void AddFound(const Case& fault, std::vector<Hypothesis>* out) {
   for (size_t r = 0; r < found.size(); ++r) {
     if (found[r] >= 0 && found[r] != tokens[r].input_id) ++shifts[found[r] - tokens[r].input_id];
   }
-  const auto best = std::max_element(shifts.begin(), shifts.end(),
-                                     [](const auto& a, const auto& b) { return a.second < b.second; });
+  const auto best =
+      std::max_element(shifts.begin(), shifts.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
   if (best != shifts.end() && best->second >= 2) {
     const int64_t shift = best->first;
-    AddRow(fault, {"embedding-id-shifted", "reads row id " + std::string(shift > 0 ? "+ " : "- ") +
-                                               std::to_string(std::abs(shift)) + " instead of row id",
-                   RowsOf(table, [shift](const TokenAt& t) { return t.input_id + shift; })},
+    AddRow(fault,
+           {"embedding-id-shifted",
+            "reads row id " + std::string(shift > 0 ? "+ " : "- ") + std::to_string(std::abs(shift)) +
+                " instead of row id",
+            RowsOf(table, [shift](const TokenAt& t) { return t.input_id + shift; })},
            out);
   }
   std::map<std::tuple<int, int, int>, int64_t> ids;
@@ -80,8 +82,9 @@ void AddFound(const Case& fault, std::vector<Hypothesis>* out) {
   }
   if (ids.size() == 1 && tokens.size() == 1) {
     const int64_t id = ids.begin()->second;
-    AddRow(fault, {"embedding-wrong-row", "reads row " + std::to_string(id) + " of the embedding",
-                   RowsOf(table, [id](const TokenAt&) { return id; })},
+    AddRow(fault,
+           {"embedding-wrong-row", "reads row " + std::to_string(id) + " of the embedding",
+            RowsOf(table, [id](const TokenAt&) { return id; })},
            out);
   }
 }
@@ -93,27 +96,30 @@ void ProposeForEmbedding(const Case& fault, std::vector<Hypothesis>* out) {
   const Config& config = fault.evaluator.model().config();
   Captures* captures = &fault.evaluator.captures();
   for (const int shift : {1, -1}) {
-    AddRow(fault, {"embedding-id-shifted", shift > 0 ? "reads row id + 1" : "reads row id - 1",
-                   RowsOf(table, [shift](const TokenAt& t) { return int64_t{t.input_id} + shift; })},
+    AddRow(fault,
+           {"embedding-id-shifted", shift > 0 ? "reads row id + 1" : "reads row id - 1",
+            RowsOf(table, [shift](const TokenAt& t) { return int64_t{t.input_id} + shift; })},
            out);
   }
   for (const int distance : {1, -1}) {
-    AddRow(fault, {"embedding-wrong-row",
-                   distance > 0 ? "reads the row of the next token" : "reads the row of the token before",
-                   RowsOf(table, [=](const TokenAt& t) { return NeighbourId(*captures, t, distance); })},
-           out);
+    AddRow(
+        fault,
+        {"embedding-wrong-row", distance > 0 ? "reads the row of the next token" : "reads the row of the token before",
+         RowsOf(table, [=](const TokenAt& t) { return NeighbourId(*captures, t, distance); })},
+        out);
   }
   const double root = std::sqrt(static_cast<double>(config.hidden_size));
   const std::vector<double> weights = FitWeights(fault);
-  std::vector<double> factors = LeastSquares({fault.sample.expected.block.value.data()},
-                                             fault.sample.captured.value.data(), weights.data(),
-                                             static_cast<int64_t>(weights.size()));
+  std::vector<double> factors =
+      LeastSquares({fault.sample.expected.block.value.data()}, fault.sample.captured.value.data(), weights.data(),
+                   static_cast<int64_t>(weights.size()));
   const DType storage = fault.errors.arithmetic.storage;
   const auto scaled = [&](double factor, const std::string& text) {
-    AddRow(fault, {"embedding-scaled", text,
-                   [=](OpCall& c) {
-                     c.after = [=](const std::vector<TokenAt>&, Block* block) { ScaleRounded(factor, storage, block); };
-                   }},
+    AddRow(fault,
+           {"embedding-scaled", text,
+            [=](OpCall& c) {
+              c.after = [=](const std::vector<TokenAt>&, Block* block) { ScaleRounded(factor, storage, block); };
+            }},
            out);
   };
   scaled(root, "scales by sqrt(hidden_size)");
@@ -121,19 +127,20 @@ void ProposeForEmbedding(const Case& fault, std::vector<Hypothesis>* out) {
   if (!factors.empty()) scaled(factors[0], "scales by " + Number(factors[0], 4));
   AddFound(fault, out);
   const int64_t rows = table->rows, columns = table->columns;
-  AddRow(fault, {"embedding-wrong-row", "reads a column of the table stored [hidden, vocabulary] as [vocabulary, hidden]",
-                 [=](OpCall& c) {
-                   c.after = [=](const std::vector<TokenAt>& tokens, Block* block) {
-                     std::vector<double> row(static_cast<size_t>(columns));
-                     for (int64_t r = 0; r < block->rows; ++r) {
-                       for (int64_t i = 0; i < columns; ++i) {
-                         const int64_t flat = i * rows + tokens[static_cast<size_t>(r)].input_id;
-                         table->read(flat / columns, 1, row.data());
-                         block->Row(r)[i] = row[static_cast<size_t>(flat % columns)];
-                       }
-                     }
-                   };
-                 }},
+  AddRow(fault,
+         {"embedding-wrong-row", "reads a column of the table stored [hidden, vocabulary] as [vocabulary, hidden]",
+          [=](OpCall& c) {
+            c.after = [=](const std::vector<TokenAt>& tokens, Block* block) {
+              std::vector<double> row(static_cast<size_t>(columns));
+              for (int64_t r = 0; r < block->rows; ++r) {
+                for (int64_t i = 0; i < columns; ++i) {
+                  const int64_t flat = i * rows + tokens[static_cast<size_t>(r)].input_id;
+                  table->read(flat / columns, 1, row.data());
+                  block->Row(r)[i] = row[static_cast<size_t>(flat % columns)];
+                }
+              }
+            };
+          }},
          out);
 }
 

@@ -72,10 +72,10 @@ void AddCounts(const Case& fault, std::vector<Hypothesis>* out) {
     add("norm-count", count, "divides the sum of squares by " + Number(count) + " instead of " + Number(right));
   };
   for (const double off : {-1.0, 1.0, -2.0, 2.0}) mean_over(right + off);
-  for (const double count : {right / 2, right * 2, std::sqrt(right), static_cast<double>(config.hidden_size),
-                             static_cast<double>(config.head_dim),
-                             static_cast<double>(config.hidden_size / config.num_attention_heads),
-                             static_cast<double>(config.num_attention_heads * config.head_dim)}) {
+  for (const double count :
+       {right / 2, right * 2, std::sqrt(right), static_cast<double>(config.hidden_size),
+        static_cast<double>(config.head_dim), static_cast<double>(config.hidden_size / config.num_attention_heads),
+        static_cast<double>(config.num_attention_heads * config.head_dim)}) {
     mean_over(count);
   }
 }
@@ -143,9 +143,10 @@ void AddRotatedInput(const Case& fault, std::vector<Hypothesis>* out) {
   const auto before = [evaluator, rotate](const std::vector<TokenAt>& tokens, size_t, Block* block) {
     *block = EvaluateRows(*evaluator, rotate, tokens).block;
   };
-  AddRow(fault, {"rope-before-norm", "rotates before the norm instead of after it",
-                 [before](OpCall& c) { c.before = before; }},
-         out);
+  AddRow(
+      fault,
+      {"rope-before-norm", "rotates before the norm instead of after it", [before](OpCall& c) { c.before = before; }},
+      out);
 }
 
 }  // namespace

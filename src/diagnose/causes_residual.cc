@@ -51,8 +51,8 @@ void AddFitted(const Case& fault, const std::vector<PointAt>& inputs, const std:
     blocks.push_back(std::move(*rows));
   }
   for (const Block& block : blocks) terms.push_back(block.value.data());
-  std::vector<double> factors = LeastSquares(terms, fault.sample.captured.value.data(), weights.data(),
-                                             static_cast<int64_t>(weights.size()));
+  std::vector<double> factors =
+      LeastSquares(terms, fault.sample.captured.value.data(), weights.data(), static_cast<int64_t>(weights.size()));
   if (factors.empty()) return;
   for (double& factor : factors) factor = Snapped(factor);
   OpCall call = fault.errors.call;
@@ -71,8 +71,9 @@ void ProposeForResidual(const Case& fault, std::vector<Hypothesis>* out) {
   }
   const bool attention = call.point.id == Point::kAttnResidualOutput;
   const PointAt normed = {attention ? Point::kAttnNormOutput : Point::kMlpNormOutput, call.point.layer};
-  AddRow(fault, {"residual-after-norm", "adds the normed stream instead of the stream before the norm",
-                 [&](OpCall& c) { c.inputs[0] = normed; }},
+  AddRow(fault,
+         {"residual-after-norm", "adds the normed stream instead of the stream before the norm",
+          [&](OpCall& c) { c.inputs[0] = normed; }},
          out);
   AddWrongInputs(fault, 0, "residual-other", {}, out);
   AddWrongInputs(fault, 1, "residual-other", {}, out);

@@ -36,13 +36,11 @@ Explanation ExplanationOf(const Candidate& candidate) {
 // The fault shows in the scale alone: no cell is beyond its limit.
 bool OnlyScale(const PointErrors& errors) {
   const Limits limits = LimitsOf(errors.call.op, errors.arithmetic, errors.summary.bridged);
-  for (size_t r = 0; r < errors.tokens.size(); ++r) {
-    if (errors.row[r] > limits.row_suspect) return false;
-    for (int64_t c = 0; c < errors.cells; ++c) {
-      if (errors.Affected(static_cast<int64_t>(r), c)) return false;
-    }
-  }
-  return true;
+  const auto within = [](const std::vector<float>& values, double limit) {
+    return std::all_of(values.begin(), values.end(), [&](float value) { return value <= limit; });
+  };
+  return within(errors.row, limits.row_suspect) && within(errors.cell, limits.cell_suspect) &&
+         within(errors.peak, limits.max_suspect);
 }
 
 // Sums of one call's errors over affected cells.
@@ -50,7 +48,7 @@ class Totals {
  public:
   explicit Totals(const Limits& limits) : limits_(limits) {}
 
-  void AddCell(double squares, double peak, int64_t count, bool /*whole_row*/) {
+  void AddCell(double squares, double peak, int64_t count) {
     const double rms = std::sqrt(squares / static_cast<double>(count));
     fit_.error = std::max(fit_.error, rms);
     fit_.ratio = std::max({fit_.ratio, rms / limits_.cell_suspect, peak / limits_.max_suspect});
@@ -231,7 +229,7 @@ class Search {
         const auto row = static_cast<int64_t>(r);
         const double rms = judged.Cell(row, c);
         const int64_t count = std::max<int64_t>(1, fault_.sample.captured.width / judged.cells);
-        totals.AddCell(rms * rms * static_cast<double>(count), judged.Peak(row, c), count, false);
+        totals.AddCell(rms * rms * static_cast<double>(count), judged.Peak(row, c), count);
       }
       totals.EndRow(all);
     }
@@ -267,13 +265,13 @@ void TryPairs(const Case& fault, Search* search) {
   const Op op = fault.errors.call.op;
   if (op == Op::kLinear || op == Op::kEmbedding || op == Op::kScores || op == Op::kSoftmax) return;
   const auto catalogue = Catalogue();
-  const Stopwatch clock;
+  const Clock::time_point start = Clock::now();
   std::vector<Hypothesis> grounds;
   for (const CatalogueEntry& entry : catalogue) {
     if (entry.op == op) entry.propose(fault, &grounds);
   }
   for (const Hypothesis& ground : grounds) {
-    if (clock.Seconds() > kPairSeconds) return;
+    if (SecondsSince(start) > kPairSeconds) return;
     if (ground.call.op != op) continue;  // nothing is left of the op to go wrong
     PointErrors errors = fault.errors;
     errors.call = ground.call;
@@ -319,7 +317,6 @@ Sample MakeSample(Evaluator& evaluator, const PointErrors& errors, int64_t rows)
   std::stable_sort(out.tokens.begin(), out.tokens.end(),
                    [](const TokenAt& a, const TokenAt& b) { return a.run < b.run; });
   out.expected = EvaluateRows(evaluator, errors.call, out.tokens);
-  OpCall copy = errors.call;
   for (size_t begin = 0, end = 0; begin < out.tokens.size(); begin = end) {
     while (end < out.tokens.size() && out.tokens[end].run == out.tokens[begin].run) ++end;
     const std::vector<TokenAt> part(out.tokens.begin() + static_cast<ptrdiff_t>(begin),
@@ -371,7 +368,7 @@ Fit FitOf(const Case& fault, const OpCall& call, int64_t rows) {
         before += (value - was) * (value - was) / unit;
         after += (value - guess) * (value - guess) / unit;
       }
-      totals.AddCell(squares, peak, end - c * cell_width, false);
+      totals.AddCell(squares, peak, end - c * cell_width);
     }
     totals.EndRow(all);
   }
