@@ -235,24 +235,33 @@ Block Attention(const Block& q, const Block& k, const Block& v, const std::vecto
   return y;
 }
 
-void ScoresRow(const double* q, const Block& k, const KeyRange& seen, const OpCall& call, const Arithmetic& arithmetic,
-               double* out, double* variance) {
-  const int64_t d = call.head_dim, n = seen.end - seen.begin;
+Block Scores(const Block& q, const Block& k, const std::vector<KeyRange>& seen, int64_t columns, const OpCall& call,
+             const Arithmetic& arithmetic) {
+  const auto heads = static_cast<int64_t>(call.attention.kv_head.size());
+  const int64_t d = call.head_dim;
   const Grid cache(arithmetic.cache);
   const ScoreNoise noise(call, arithmetic);
-  for (size_t h = 0; h < call.attention.kv_head.size(); ++h) {
-    for (int64_t j = 0; j < n; ++j) {
-      const double* key = k.Row(seen.begin + j) + call.attention.kv_head[h] * d;
-      double dot = 0, squares = 0;
-      for (int64_t c = 0; c < d; ++c) {
-        const double product = q[h * d + c] * cache.Round(key[c]);
-        dot += product;
-        squares += Square(product);
+  Block y;
+  y.Resize(q.rows, heads * columns);
+  std::fill(y.value.begin(), y.value.end(), -INFINITY);
+  y.variance.assign(y.value.size(), 0.0);
+  ParallelFor(q.rows, [&](int64_t r) {
+    const KeyRange range = seen[static_cast<size_t>(r)];
+    for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t j = range.begin; j < std::min<int64_t>(range.end, columns); ++j) {
+        const double* key = k.Row(j) + call.attention.kv_head[h] * d;
+        double dot = 0, squares = 0;
+        for (int64_t c = 0; c < d; ++c) {
+          const double product = q.Row(r)[h * d + c] * cache.Round(key[c]);
+          dot += product;
+          squares += Square(product);
+        }
+        y.Row(r)[h * columns + j] = dot * noise.scale;
+        y.Variance(r)[h * columns + j] = noise.Variance(dot, squares);
       }
-      out[h * n + j] = dot * noise.scale;
-      variance[h * n + j] = noise.Variance(dot, squares);
     }
-  }
+  });
+  return y;
 }
 
 void SoftmaxRow(const double* scores, int64_t count, const Arithmetic& arithmetic, double* out, double* variance) {
