@@ -115,7 +115,9 @@ def _rope(op: Op) -> tuple[Tensor, Tensor]:
     cos, sin, da = angle.cos(), angle.sin(), 2 * A * angle
     y, storage = x * cos + other * sin, op.storage
     variance = rounding(y, storage) + rounding(x * cos, storage) + rounding(other * sin, storage)
-    variance += x**2 * (rounding(cos, storage) + (sin * da) ** 2) + other**2 * (rounding(sin, storage) + (cos * da) ** 2)
+    variance += x**2 * (rounding(cos, storage) + (sin * da) ** 2) + other**2 * (
+        rounding(sin, storage) + (cos * da) ** 2
+    )
     return y, variance
 
 
@@ -177,7 +179,7 @@ class Effect:
 
     @property
     def grade(self) -> str:
-        """"above", "below", or "grey" where either answer is right."""
+        """ "above", "below", or "grey" where either answer is right."""
         ratio = self.over_limit()
         return "above" if ratio > GREY else "below" if ratio < 1 / GREY else "grey"
 

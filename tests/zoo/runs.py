@@ -44,7 +44,9 @@ class Run:
     calls: tuple[Call, ...]
     scores: bool = False  # attn_scores and attn_probs are recorded too
     row_scale: float | None = None  # the input is embeddings whose rows have this RMS
-    recorded: Callable[[Tensor], Tensor] | None = None  # positions -> bool; all rows of the keys and values all the same
+    recorded: Callable[[Tensor], Tensor] | None = (
+        None  # positions -> bool; all rows of the keys and values all the same
+    )
 
 
 def one(*ends: int) -> tuple[Call, ...]:
