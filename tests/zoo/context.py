@@ -1,9 +1,9 @@
 """What a mutant is, and what its wrong op is given.
 
-A mutant has one part, or several (pairs of bugs). A part replaces some points, in some places, by what a wrong op makes of
-the mutant run's *own* earlier tensors; the model then goes on from there, so that each error is local to its op. Wrong ops
-are written once and run in two precisions: in the storage dtype, rounding as the reference rounds, which gives the trace;
-and in float64, which gives the effect without any rounding.
+A mutant has one part, or several (pairs of bugs). A part replaces some points, in some places, by what a wrong op makes
+of the mutant run's *own* earlier tensors; the model then goes on from there, so that each error is local to its op.
+Wrong ops are written once and run in two precisions: in the storage dtype, rounding as the reference rounds, which
+gives the trace; and in float64, which gives the effect without any rounding.
 """
 
 from __future__ import annotations
@@ -165,9 +165,9 @@ class Part:
     patterns: tuple[str, ...] = ()
     where: Where = Where()
 
-    def applies(self, point: str, layer: int | None, layers: int, phase: str, start: int, sequence: int) -> bool:
-        is_there = self.where.has_layer(layer, layers) and self.where.has_call(phase, start, sequence)
-        return point in self.points and is_there
+    def applies(self, op: Op, layers: int) -> bool:
+        is_there = self.where.has_layer(op.layer, layers) and self.where.has_call(op.phase, op.start, op.sequence)
+        return op.point in self.points and is_there
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ ROW_LIMIT = 4.0  # RMS over the worst row, or the worst head
 VALUE_LIMIT = 16.0  # the largest single value
 SCALE_ERRORS = 6.0  # standard errors of the scale term ...
 SCALE_LIMIT = 1e-4  # ... and its least size
-# The judge's sigma differs from ours by some percent, and noise adds to the effect: within this factor of a limit either
-# answer is right.
+# The judge's sigma differs from ours by some percent, and noise adds to the effect: within this factor of a limit
+# either answer is right.
 GREY = 1.6
 
 A = 2.0**-24  # rounding of f32 accumulation
@@ -60,7 +60,13 @@ def op_kind(point: str) -> str:
         return "rope"
     if point in SUMS:
         return "residual"
-    names = {"mlp_intermediate": "swiglu", "input_embeddings": "embedding", "input_hidden_states": "identity"}
+    names = {
+        "attn_scores": "scores",
+        "attn_probs": "probs",
+        "mlp_intermediate": "swiglu",
+        "input_embeddings": "embedding",
+        "input_hidden_states": "identity",
+    }
     return names.get(point, "attention")
 
 
@@ -139,6 +145,21 @@ def _attention(op: Op) -> tuple[Tensor, Tensor]:
     return o.transpose(0, 1), variance.transpose(0, 1)
 
 
+def _scores(op: Op) -> tuple[Tensor, Tensor]:
+    """Masked scores are -inf."""
+    q, k, d = op["attn_q_rope"].transpose(0, 1), op.whole("attn_k_rope"), op.config.head_dim
+    k = k.repeat_interleave(op.config.num_attention_heads // k.shape[1], 1).permute(1, 2, 0)  # [H, d, S]
+    raw, scale = q @ k, d**-0.5
+    variance = scale**2 * (rounding(raw, op.storage) + A**2 * d / 4 * (q**2 @ k**2)) + rounding(raw * scale, op.storage)
+    value = (raw * scale).masked_fill(~ops.causal(op.positions, k.shape[2]), float("-inf"))
+    return value.transpose(0, 1), variance.transpose(0, 1)
+
+
+def _probs(op: Op) -> tuple[Tensor, Tensor]:
+    p = F.softmax(op["attn_scores"], -1)
+    return p, rounding(p, op.storage) + (4 * A * p) ** 2
+
+
 def _residual(op: Op) -> tuple[Tensor, Tensor]:
     a, b = (op[name] for name in SUMS[op.point])
     return a + b, rounding(a + b, op.storage)
@@ -157,6 +178,8 @@ KINDS = {
     "linear": _linear,
     "rope": _rope,
     "attention": _attention,
+    "scores": _scores,
+    "probs": _probs,
     "residual": _residual,
     "swiglu": _swiglu,
 }
@@ -187,7 +210,8 @@ class Effect:
 def effect(wrong: Tensor, value: Tensor, variance: Tensor) -> Effect:
     """wrong, value, variance [rows, ...], float64."""
     sigma = variance.sqrt().clamp_min(1e-30)  # exact ops: any difference is enormous
-    error = ((wrong - value) / sigma).nan_to_num(nan=1e30, posinf=1e30, neginf=-1e30)
+    error = ((wrong - value) / sigma).masked_fill(wrong == value, 0).nan_to_num(nan=1e30, posinf=1e30, neginf=-1e30)
+    value = value.nan_to_num(neginf=0)  # masked scores
     rows = error.flatten(1).pow(2).mean(1).sqrt().max()
     heads = error.pow(2).mean((0, 2)).sqrt().max() if error.dim() == 3 else rows
     weight = (value / sigma).pow(2).sum().clamp_min(1e-300)

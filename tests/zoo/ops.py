@@ -1,4 +1,4 @@
-"""The ops of Qwen3 with a knob for every way to get them wrong. Without a knob they are right, and round as the reference.
+"""The ops of Qwen3, with a knob for every way to get them wrong. Untouched they are right, and round as the reference.
 
 Plain torch on token-major tensors, in the dtype of the operands: the storage dtype, or float64 for the exact effect.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from lockstep.trace import Selection, TraceWriter
 from torch import Tensor
 
 from zoo import noise
-from zoo.context import Captured, Mutant, Op
+from zoo.context import Captured, Mutant, Op, Part
 from zoo.models import STORAGE, Loaded
 from zoo.noise import Effect
 from zoo.runs import Run, Slice, embeddings_of, ids_of
@@ -41,6 +41,7 @@ class Played:
     run: Run
     steps: list[Step] = field(default_factory=list)
     effects: dict[str, Effect] = field(default_factory=dict)  # of every replaced tensor, in execution order
+    local: dict[str, Effect] = field(default_factory=dict)  # the local error of every tensor, if that was asked for
 
     def order(self, name: str) -> int:
         """Place of a tensor in the order of execution."""
@@ -51,24 +52,36 @@ class Played:
 
 
 @torch.inference_mode()
-def play(loaded: Loaded, run: Run, mutant: Mutant | None = None, measure: bool = True) -> Played:
-    played, player = Played(loaded, run), _Player(loaded, run, mutant, measure)
+def play(loaded: Loaded, run: Run, mutant: Mutant | None = None, measure: bool = True, check: bool = False) -> Played:
+    """`measure`: the effects of replaced tensors; `check`: the local errors of all tensors, which takes longer."""
+    played, player = Played(loaded, run), _Player(loaded, run, mutant, measure, check)
     for call in run.calls:
         parts = [player.forward(part, call.phase) for part in call.slices]
         played.steps.append(_joined(call.phase, parts))
-    played.effects = player.effects()
+    played.effects = _effects(player.measured)
+    played.local = _effects(player.checked)
     return played
+
+
+# Wrong, right and variance of a tensor, a part for each forward call.
+Measured = dict[str, list[tuple[Tensor, Tensor, Tensor]]]
+
+
+def _effects(measured: Measured) -> dict[str, Effect]:
+    joined = {name: [torch.cat(x) for x in zip(*parts, strict=True)] for name, parts in measured.items()}
+    return {name: noise.effect(*three) for name, three in joined.items()}
 
 
 class _Player:
     """The state of a run: caches and captured tensors by sequence, and what the replaced points measured."""
 
-    def __init__(self, loaded: Loaded, run: Run, mutant: Mutant | None, measure: bool):
-        self.loaded, self.run, self.measure = loaded, run, measure
+    def __init__(self, loaded: Loaded, run: Run, mutant: Mutant | None, measure: bool, check: bool):
+        self.loaded, self.run, self.measure, self.check = loaded, run, measure, check
         self.parts = mutant.parts if mutant else ()
         self.caches: dict[int, Any] = {}
         self.captured: dict[int, list[Captured]] = {}
-        self.measured: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+        self.measured: Measured = {}
+        self.checked: Measured = {}
 
     def forward(self, part: Slice, phase: str) -> tuple[Slice, list[int], Captured, int]:
         model = self.loaded.model
@@ -78,48 +91,55 @@ class _Player:
         own: Captured = {}
         self.captured[part.sequence].append(own)
         known = [-1] * len(ids) if embeddings is not None else ids
+        op = Op(
+            point="",
+            layer=None,
+            model=model,
+            right=torch.empty(0),
+            captured=own,
+            past=past,
+            others={sequence: calls for sequence, calls in self.captured.items() if sequence != part.sequence},
+            ids=torch.tensor(known),
+            positions=torch.arange(part.start, part.end),
+            sequence=part.sequence,
+            phase=phase,
+            inputs=embeddings,
+            dtype=model.dtype,
+        )
 
         def tap(point: str, layer: int | None, tensor: Tensor) -> Tensor | None:
             own[point, layer] = tensor
+            this = replace(op, point=point, layer=layer, right=tensor)
             for one in self.parts:
-                if one.applies(point, layer, model.config.num_hidden_layers, phase, part.start, part.sequence):
-                    op = Op(
-                        point=point,
-                        layer=layer,
-                        model=model,
-                        right=own[point, layer],
-                        captured=own,
-                        past=past,
-                        others={s: calls for s, calls in self.captured.items() if s != part.sequence},
-                        ids=torch.tensor(known),
-                        positions=torch.arange(part.start, part.end),
-                        sequence=part.sequence,
-                        phase=phase,
-                        inputs=embeddings,
-                        dtype=model.dtype,
-                    )
-                    own[point, layer] = one.where.merge(op, one.wrong(op))
+                if one.applies(this, model.config.num_hidden_layers):
+                    own[point, layer] = one.where.merge(this, one.wrong(this))
                     if self.measure:
-                        self._measure(one, op)
+                        self._measure(one, this)
+            if self.check:
+                self._check(this, own[point, layer])
             return own[point, layer]
 
         inputs = torch.tensor([ids]) if embeddings is None else embeddings[None]
         logits = model(inputs, cache, tap)
         return part, known, own, int(logits[0, -1].argmax())
 
-    def _measure(self, part: Any, op: Op) -> None:
+    def _measure(self, part: Part, op: Op) -> None:
         """The same wrong op in float64, where nothing is rounded that the bug itself does not round."""
-        wide = replace(op, dtype=torch.float64, right=op.right.double())
-        value, variance = noise.right(wide)
-        wide = replace(wide, right=value)
-        wrong = part.where.merge(wide, part.wrong(wide))
-        rows = slice(None) if self.run.recorded is None else self.run.recorded(op.positions)
-        name = point_name(op.point, op.layer)
-        self.measured.setdefault(name, []).append((wrong[rows], value[rows], variance[rows]))
+        value, variance = noise.right(_in_float64(op))
+        wide = replace(_in_float64(op), right=value)
+        self._add(self.measured, op, part.where.merge(wide, part.wrong(wide)), value, variance)
 
-    def effects(self) -> dict[str, Effect]:
-        joined = {name: [torch.cat(x) for x in zip(*parts, strict=True)] for name, parts in self.measured.items()}
-        return {name: noise.effect(*three) for name, three in joined.items()}
+    def _check(self, op: Op, tensor: Tensor) -> None:
+        masked = tensor <= torch.finfo(op.storage).min / 2 if op.point == "attn_scores" else torch.tensor(False)
+        self._add(self.checked, op, tensor.double().masked_fill(masked, float("-inf")), *noise.right(_in_float64(op)))
+
+    def _add(self, measured: Measured, op: Op, *three: Tensor) -> None:
+        rows = slice(None) if self.run.recorded is None else self.run.recorded(op.positions)
+        measured.setdefault(point_name(op.point, op.layer), []).append(tuple(x[rows] for x in three))
+
+
+def _in_float64(op: Op) -> Op:
+    return replace(op, dtype=torch.float64, right=op.right.double())
 
 
 def _joined(phase: str, parts: list[tuple[Slice, list[int], Captured, int]]) -> Step:
@@ -193,10 +213,3 @@ def _rows(name: str, run: Run, step: Step) -> list[int] | None:
     if run.recorded is None or parse_name(name)[0] in ALWAYS_WHOLE:
         return None
     return run.recorded(torch.tensor(step.positions)).nonzero()[:, 0].tolist()
-
-
-def identical_points(a: Played, b: Played) -> Iterable[str]:
-    """Names of tensors that are equal to the bit in all steps of both."""
-    for name in a.steps[0].tensors:
-        if all(torch.equal(x.tensors[name], y.tensors[name]) for x, y in zip(a.steps, b.steps, strict=True)):
-            yield name

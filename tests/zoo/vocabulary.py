@@ -3,8 +3,8 @@
 CAUSES_BY_OP = {
     "embedding": "embedding-id-shifted embedding-scaled embedding-wrong-row",
     "rms_norm": (
-        "norm-eps norm-eps-outside-root norm-no-weight norm-one-plus-weight norm-other-weight norm-mean-subtracted "
-        "norm-whole-row norm-skipped norm-twice norm-low-precision-statistics norm-count norm-no-mean"
+        "norm-eps norm-eps-outside-root norm-no-weight norm-one-plus-weight norm-other-weight "
+        "norm-mean-subtracted norm-whole-row norm-skipped norm-twice norm-low-precision-statistics norm-count norm-no-mean"
     ),
     "linear": (
         "linear-transposed linear-reinterpreted linear-rows-permuted linear-other-layer linear-other-weight linear-bias "
@@ -36,11 +36,10 @@ CAUSES_BY_OP = {
 }
 CAUSES = frozenset(cause for causes in CAUSES_BY_OP.values() for cause in causes.split())
 
-PATTERNS = frozenset(
-    (
-        "exact-at-position-0 grows-with-position from-position-on last-token-only first-token-only one-row some-heads "
-        "some-channels channel-block one-element some-layers all-layers decode-only prefill-only later-chunk-only "
-        "one-sequence constant-ratio constant-offset permuted rows-equal-another-row equal-to-another-layer "
-        "equal-to-another-step zeros saturated coarse-grid non-finite"
-    ).split()
+ALL_PATTERNS = (
+    "exact-at-position-0 grows-with-position from-position-on last-token-only first-token-only one-row some-heads "
+    "some-channels channel-block one-element some-layers all-layers decode-only prefill-only later-chunk-only "
+    "one-sequence constant-ratio constant-offset permuted rows-equal-another-row equal-to-another-layer "
+    "equal-to-another-step zeros saturated coarse-grid non-finite"
 )
+PATTERNS = frozenset(ALL_PATTERNS.split())

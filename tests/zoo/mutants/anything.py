@@ -1,4 +1,4 @@
-"""Mechanisms that no op is named after: scales, signs, noise, permutations, stale rows, coarse grids, single elements."""
+"""Mechanisms that no op is named after: scales, signs, noise, permutations, stale rows, coarse grids, one element."""
 
 from collections.abc import Callable
 

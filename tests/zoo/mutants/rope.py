@@ -57,8 +57,8 @@ def before_norm(op: Op) -> Tensor:
 
 
 def overlapping(op: Op) -> Tensor:
-    """E2: the rotation of each head runs in place through a contiguous descriptor [T, d] at base head * d, while rows are
-    H * d apart; overlapping slots turn several times, with other tokens' positions."""
+    """E2: the rotation of each head runs in place through a contiguous descriptor [T, d] at base head * d, while rows
+    are H * d apart; overlapping slots turn several times, with other tokens' positions."""
     x = own_input(op)
     heads, slots = x.shape[1], x.reshape(-1, 1, x.shape[-1]).clone()
     for head in range(heads):

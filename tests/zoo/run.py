@@ -1,0 +1,182 @@
+"""Runs the zoo: `make zoo`, or
+
+    .venv/bin/python tests/zoo/run.py [--only PATTERN] [--sample] [--models tiny,wide] [--dtypes f32,bf16] [--out FILE]
+
+Traces are written here, one after the other, judged in the background by `lockstep replay`, and deleted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from programs import LOCKSTEP  # noqa: E402 - the path is set up by the package `zoo`
+
+from zoo import ROOT, clean, models, verdict  # noqa: E402
+from zoo.clean import Clean  # noqa: E402
+from zoo.context import Mutant  # noqa: E402
+from zoo.models import Models  # noqa: E402
+from zoo.mutants import ALL  # noqa: E402
+from zoo.play import play, write_trace  # noqa: E402
+from zoo.report import Acquittal, Results, markdown, text  # noqa: E402
+from zoo.runs import RUNS  # noqa: E402
+
+EVERY_NAME, EVERY_DTYPE = ("tiny", "wide", "loud"), ("f32", "bf16")
+DEFAULT_OUT = ROOT / "docs" / "accuracy.md"
+
+
+class Judge:
+    """Judges traces in the background, one at a time, while the next one is made; deletes them."""
+
+    def __init__(self, directory: Path):
+        self.directory, self.pool, self.count = directory, ThreadPoolExecutor(1), 0
+        self.waiting: list[Future[None]] = []
+
+    def next_trace(self) -> Path:
+        self.count += 1
+        return self.directory / f"{self.count}.trace"
+
+    def submit(self, trace: Path, model: Path, use: Callable[[dict[str, Any] | None, str], None]) -> None:
+        """`use` gets the judge's JSON, or None and why there is none."""
+        while len(self.waiting) > 4:  # traces on the disk
+            self.waiting.pop(0).result()
+        self.waiting.append(self.pool.submit(self._judge, trace, model, use))
+
+    def finish(self) -> None:
+        for future in self.waiting:
+            future.result()
+        self.pool.shutdown()
+
+    def _judge(self, trace: Path, model: Path, use: Callable[[dict[str, Any] | None, str], None]) -> None:
+        try:
+            use(verdict.judge(trace, model), "")
+        except (RuntimeError, ValueError, OSError) as error:
+            use(None, f"{type(error).__name__}: {error}")
+        finally:
+            shutil.rmtree(trace, ignore_errors=True)
+            trace.with_suffix(".json").unlink(missing_ok=True)
+
+
+class Zoo:
+    """Puts mutants and clean cases before the judge and gathers the results."""
+
+    def __init__(self, directory: Path, say: Callable[[str], None] = lambda line: None):
+        self.models, self.judge, self.results, self.say = Models(directory), Judge(directory), Results(), say
+
+    def add_mutant(self, mutant: Mutant, model: str, dtype: str) -> None:
+        loaded = self.models.load(model, dtype)
+        played = play(loaded, RUNS[mutant.run], mutant)
+        trace = write_trace(self.judge.next_trace(), played)
+
+        def use(result: dict[str, Any] | None, error: str) -> None:
+            one = verdict.expectation(mutant, played) if result is None else verdict.score(mutant, played, result)
+            one.error = error
+            self.results.scores.append(one)
+            if result is not None:
+                self.results.add_fault(one, result)
+            found = f"{one.found or '-'}: {', '.join(one.causes) or '-'}"
+            self.say(f"{'ok  ' if one.is_right else 'BAD '} {mutant.id} ({one.config}) {one.grade}: {error or found}")
+
+        self.judge.submit(trace, loaded.directory, use)
+
+    def add_clean(self, case: Clean) -> None:
+        trace = case.make(self.models, self.judge.next_trace())
+
+        def use(result: dict[str, Any] | None, error: str) -> None:
+            complaints = [error] if result is None else clean.acquits(case, result)
+            self.results.clean.append(Acquittal(case.id, case.what, complaints))
+            if result is not None:
+                self.results.add_floor(next(d for d in clean.DTYPES if d in case.id.split()), result)
+            self.say(f"{'BAD ' if complaints else 'ok  '} clean {case.id}: {'; '.join(complaints) or 'acquitted'}")
+
+        self.judge.submit(trace, self.models.checkpoint(case.model), use)
+
+
+def run(
+    cases: list[Clean], mutants: list[tuple[Mutant, str, str]], say: Callable[[str], None] = lambda line: None
+) -> Results:
+    started = time.monotonic()
+    models.eager()
+    with tempfile.TemporaryDirectory(prefix="lockstep-zoo-") as directory:
+        zoo = Zoo(Path(directory), say)
+        for case in cases:
+            zoo.add_clean(case)
+        for mutant, model, dtype in mutants:
+            zoo.add_mutant(mutant, model, dtype)
+        zoo.judge.finish()
+    zoo.results.seconds = time.monotonic() - started
+    return zoo.results
+
+
+def placed(mutants: list[Mutant], names: tuple[str, ...], dtypes: tuple[str, ...]) -> Iterator[tuple[Mutant, str, str]]:
+    """Model by model, so that one is in the caches at a time."""
+    for name in names:
+        for dtype in dtypes:
+            for mutant in mutants:
+                if name in mutant.models and dtype in mutant.dtypes:
+                    yield mutant, name, dtype
+
+
+def sampled() -> tuple[list[Clean], list[tuple[Mutant, str, str]]]:
+    """The fixed sample of continuous integration: each mutant in one model and dtype, which take turns."""
+    chosen, turns = [], [("tiny", "f32"), ("tiny", "bf16"), ("wide", "bf16"), ("tiny", "bf16")]
+    for i, mutant in enumerate(m for m in ALL if m.sample):
+        order = turns[i % len(turns) :] + turns[: i % len(turns)] + [("loud", "f32"), ("wide", "f32")]
+        name, dtype = next((n, d) for n, d in order if n in mutant.models and d in mutant.dtypes)
+        chosen.append((mutant, name, dtype))
+    return [case for case in clean.everything() if case.sample], chosen
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", metavar="PATTERN", help="mutants and clean cases whose id matches")
+    parser.add_argument("--sample", action="store_true", help="the sample of continuous integration")
+    parser.add_argument("--no-clean", action="store_true", help="mutants only")
+    parser.add_argument("--no-mutants", action="store_true", help="clean cases only")
+    parser.add_argument("--models", default=",".join(EVERY_NAME))
+    parser.add_argument("--dtypes", default=",".join(EVERY_DTYPE), help="of the mutants")
+    parser.add_argument("--quiet", action="store_true", help="no line for each run")
+    parser.add_argument("--out", type=Path, help="where the report goes (default for a full run: docs/accuracy.md)")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    if not LOCKSTEP.exists():
+        print(f"{LOCKSTEP}: not there; `make build` first, or set LOCKSTEP_PROGRAM", file=sys.stderr)
+        return 2
+    if arguments.sample:
+        cases, mutants = sampled()
+    else:
+        names, dtypes = tuple(arguments.models.split(",")), tuple(arguments.dtypes.split(","))
+        cases = [case for case in clean.everything() if case.model in names]
+        mutants = list(placed(list(ALL), names, dtypes))
+    if patterns := arguments.only:
+        cases = [case for case in cases if any(fnmatch.fnmatch(case.id, pattern) for pattern in patterns)]
+        mutants = [one for one in mutants if any(fnmatch.fnmatch(one[0].id, pattern) for pattern in patterns)]
+    cases = [] if arguments.no_clean else cases
+    mutants = [] if arguments.no_mutants else mutants
+
+    results = run(cases, mutants, (lambda line: None) if arguments.quiet else lambda line: print(line, flush=True))
+    print(text(results))
+    is_full = not (arguments.only or arguments.sample or arguments.no_clean or arguments.no_mutants)
+    is_full = is_full and arguments.models == ",".join(EVERY_NAME) and arguments.dtypes == ",".join(EVERY_DTYPE)
+    out = arguments.out or (DEFAULT_OUT if is_full else None)
+    if out:
+        out.write_text(markdown(results, "make zoo" if is_full else " ".join(["tests/zoo/run.py", *sys.argv[1:]])))
+        print(f"written: {out}")
+    return 0 if results.is_right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
