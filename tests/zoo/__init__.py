@@ -1,4 +1,4 @@
-"""The zoo of mutants: planted bugs that the judge (`lockstep replay`) must explain, and correct runs that it must acquit.
+"""The zoo of mutants: planted bugs that the judge (`lockstep replay`) must explain, and correct runs to acquit.
 
 models.py      the checkpoints: the trained tiny model, a random one 1024 wide, a loud one whose values overflow f16
 runs.py        what is run: one prefill, decode, chunks, a ragged batch, a long prompt, small rows

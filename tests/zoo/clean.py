@@ -123,7 +123,7 @@ def attention_rounded_once(op: Op) -> Tensor:
 
 
 def attention_flash(op: Op) -> Tensor:
-    """Online softmax over blocks of 16 keys, probabilities rounded to the storage before their product, divided last."""
+    """Online softmax over blocks of 16 keys; exponentials are rounded to the storage, and their sum divides last."""
     q, k, v = (wide(x) for x in (op["attn_q_rope"], op.whole("attn_k_rope"), op.whole("attn_v_proj_raw")))
     groups, allowed = q.shape[1] // k.shape[1], ops.causal(op.positions, len(k))
     k, v = (x.repeat_interleave(groups, 1).transpose(0, 1) for x in (k, v))
@@ -340,11 +340,14 @@ CAPTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+SAMPLED_CAPTURES = (("f32", "layer-ends", "decode"), ("bf16", "fused-qkv", "prefill"))
+
+
 def of_captures() -> Iterator[Clean]:
     for dtype in DTYPES:
         for id, (what, options) in CAPTURES.items():
             for run in ("prefill", "decode"):
-                sample = (dtype, id, run) in (("f32", "layer-ends", "decode"), ("bf16", "fused-qkv", "prefill"))
+                sample = (dtype, id, run) in SAMPLED_CAPTURES
                 yield variant(f"{id} tiny {dtype} {run}", what, "tiny", dtype, (), run=run, sample=sample, **options)
         yield Clean(
             f"undeclared tiny {dtype}", "no arithmetic declared", "tiny", partial(undeclared, dtype), says="notes"

@@ -115,7 +115,7 @@ class _Player:
                     own[point, layer] = one.where.merge(this, one.wrong(this))
                     if self.measure:
                         self._measure(one, this)
-            if self.check:
+            if self.check and (self.run.scores or not points()[point].on_request):
                 self._check(this, own[point, layer])
             return own[point, layer]
 

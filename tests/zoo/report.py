@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from zoo import noise
 from zoo.mutants import ALL
-from zoo.noise import op_kind
-from zoo.verdict import DESCRIBED, NAMED, UNEXPLAINED, WRONG, Score
+from zoo.verdict import DESCRIBED, UNEXPLAINED, WRONG, Score
 
 FLOOR_KEYS = ("worst_row", "worst_head", "max")
 
@@ -83,92 +81,99 @@ def figure(value: float) -> str:
     return f"{value:.2g}" if value < 100 else f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
 
 
-def share(count: int, total: int) -> str:
-    return f"{count} of {total}" + (f" ({100 * count / total:.1f} %)" if total else "")
-
-
 def totals(results: Results) -> list[tuple[str, str, str]]:
     """What, the reach, the result."""
-    scores = results.scores
-    above = [one for one in scores if one.grade == "above"]
+    scores, clean = results.scores, results.clean
+    above, grey, below = ([one for one in scores if one.grade == grade] for grade in ("above", "grey", "below"))
     listed = [one for one in above if all(part.causes[0] is not None for part in one.mutant.parts)]
-    below = [one for one in scores if one.grade == "below"]
-    said, could = (sum(one.places[i] for one in scores) for i in (0, 1))
+    subtle = [one for one in above if "subtle" in one.mutant.tags]
     outcomes = [outcome for one in above for outcome in one.outcomes]
+    said, could = (sum(one.places[i] for one in scores) for i in (0, 1))
     return [
-        ("clean runs with a false alarm", "0", share(sum(bool(c.complaints) for c in results.clean), len(results.clean))),
-        ("mutants above the limit whose first faulty point is named", "100 %", share(sum(one.is_found for one in above), len(above))),
-        ("mutants with a known cause whose cause is named first", "95 %", share(sum(one.is_named for one in listed), len(listed))),
-        ("parts of mutants that stay unexplained with a true pattern, as they should", "", str(outcomes.count(DESCRIBED))),
-        ("parts that stay unexplained and should not", "", str(outcomes.count(UNEXPLAINED))),
-        ("wrong causes", "0", str(sum(WRONG in one.outcomes for one in scores))),
-        ("mutants with a right point accused", "0", str(sum(bool(one.accused) for one in scores))),
-        ("mutants below the limit, called clean", "all, or the true point", share(sum(one.found is None for one in below), len(below))),
-        ("mutants at the limit (either answer is right), found", "", share(sum(one.found is not None for one in scores if one.grade == "grey"), sum(one.grade == "grey" for one in scores))),
-        ("places (decode, later chunk, sequence, heads) said", "", share(said, could)),
-        ("subtle mutants above the limit, found and named", "all", share(sum(one.is_found and one.is_named for one in above if "subtle" in one.mutant.tags), sum("subtle" in one.mutant.tags for one in above))),
-    ]  # fmt: skip
+        ("clean runs with a false alarm", "0", share(clean, lambda one: bool(one.complaints))),
+        ("mutants above the limit whose first faulty point is named", "100 %", share(above, lambda one: one.is_found)),
+        ("mutants above it with a known cause, named first", "95 %", share(listed, lambda one: one.is_named)),
+        ("unlisted bugs: unexplained with a true pattern, as they should", "", str(outcomes.count(DESCRIBED))),
+        ("unexplained, and should not be", "", str(outcomes.count(UNEXPLAINED))),
+        ("mutants with a wrong cause", "0", share(scores, lambda one: WRONG in one.outcomes)),
+        ("mutants with a right point accused", "0", share(scores, lambda one: bool(one.accused))),
+        ("subtle mutants above the limit, found and named", "all", share(subtle, lambda o: o.is_found and o.is_named)),
+        ("mutants below the limit, called clean", "counted apart", share(below, lambda one: one.found is None)),
+        ("mutants at the limit, found (either is right)", "", share(grey, lambda one: one.found is not None)),
+        ("places (decode, later chunk, sequence, heads) said", "", f"{said} of {could}"),
+    ]
+
+
+def share(items: list[Any], has: Callable[[Any], bool]) -> str:
+    count, total = sum(map(has, items)), len(items)
+    return f"{count} of {total}" + (f" ({100 * count / total:.1f} %)" if total else "")
 
 
 def text(results: Results) -> str:
     """For the terminal."""
-    lines = [
-        f"{what:<76} {found:<24} {'(reach: ' + reach + ')' if reach else ''}" for what, reach, found in totals(results)
-    ]
+    lines = [f"{what:<64} {found:<24} {reach and f'(reach: {reach})'}" for what, reach, found in totals(results)]
     lines += ["", *(f"WRONG  {line}" for line in results.complaints())]
     lines += [f"unexplained  {line}" for line in results.unexplained()]
     return "\n".join([*lines, f"{results.seconds:.0f} s"])
 
 
+DOCUMENT = """# Accuracy
+
+Generated by `make zoo`; do not edit. The [zoo](../tests/zoo) plants bugs in the pure PyTorch reference, one at a time,
+in pairs, and in places (decode only, a later chunk, one sequence of a batch, one head, late positions), and lets
+`lockstep replay` judge the traces. The mutants share no code with the judge. Correct runs must be acquitted.
+
+Command: `{command}`. {runs} runs of {mutants} mutants, {clean} clean cases, {minutes:.1f} minutes.
+
+| what | reach | result |
+|---|---|---|
+{totals}
+
+## Deviations
+
+{deviations}
+
+## The gap
+
+Noise units of the worst row, worst head and largest value of any point in any clean case, and the smallest worst row or
+head of a mutant above the limit at the point where it must be found (such are found by one value or the scale term).
+
+{gap}
+
+## Clean cases
+
+{acquittals}
+
+## Mutants
+
+The expected effect is a multiple of the limit of detection ({row:g} noise units in a row or a head, {value:g} in a
+single value, or a scale of {errors:g} standard errors and {scale:g}), computed beforehand in float64. Behind the arrow:
+the noise units that the named cause leaves. `✓` alone: unexplained with a true pattern, as it should. `–`: called
+clean, below the limit. `?`: unexplained. `✗`: a deviation, listed above.
+
+{table}
+"""
+
+
 def markdown(results: Results, command: str) -> str:
-    configs = sorted(
-        {one.config for one in results.scores}, key=lambda c: ("tiny wide loud".index(c.split()[0]), c[::-1])
+    complaints = [f"- {line}" for line in results.complaints()]
+    complaints += [f"- unexplained: {line}" for line in results.unexplained()]
+    return DOCUMENT.format(
+        command=command,
+        runs=len(results.scores),
+        mutants=len({one.mutant.id for one in results.scores}),
+        clean=len(results.clean),
+        minutes=results.seconds / 60,
+        totals="\n".join(f"| {what} | {reach} | {found} |" for what, reach, found in totals(results)),
+        deviations="\n".join(complaints or ["None."]),
+        gap="\n".join(_gap(results)),
+        acquittals="\n".join(_clean_table(results.clean)),
+        row=noise.ROW_LIMIT,
+        value=noise.VALUE_LIMIT,
+        errors=noise.SCALE_ERRORS,
+        scale=noise.SCALE_LIMIT,
+        table="\n".join(_mutant_table(results.scores)),
     )
-    parts = [
-        "# Accuracy",
-        "",
-        "Generated by `make zoo`; do not edit. The [zoo](../tests/zoo) plants bugs in the pure PyTorch reference, one at a time, in "
-        "pairs, and in places (decode only, a later chunk, one sequence of a batch, one head, late positions), and lets "
-        "`lockstep replay` judge the traces. The mutants share no code with the judge. Correct runs must be acquitted.",
-        "",
-        f"Command: `{command}`. {len(results.scores)} runs of {len({s.mutant.id for s in results.scores})} mutants, "
-        f"{len(results.clean)} clean cases, {results.seconds / 60:.1f} minutes.",
-        "",
-        "| what | reach | result |",
-        "|---|---|---|",
-        *(f"| {what} | {reach} | {found} |" for what, reach, found in totals(results)),
-        "",
-        "## Deviations",
-        "",
-        *(
-            [f"- {line}" for line in results.complaints() + [f"unexplained: {u}" for u in results.unexplained()]]
-            or ["None."]
-        ),
-        "",
-        "## The gap",
-        "",
-        "Noise units of the worst row and the worst head: the largest of any point in any clean case, and the smallest of a mutant above "
-        "the limit at the point that it must be found at (some are found by a single value or by the scale term instead).",
-        "",
-        *_gap(results),
-        "",
-        "## Clean cases",
-        "",
-        *_clean_table(results.clean),
-        "",
-        "## Mutants",
-        "",
-        f"Expected effect as a multiple of the limit of detection ({noise.ROW_LIMIT:g} noise units in a row or a head, "
-        f"{noise.VALUE_LIMIT:g} in a single value, or a scale of {noise.SCALE_ERRORS:g} standard errors and {noise.SCALE_LIMIT:g}), computed beforehand "
-        "in float64 → the noise units that the named cause leaves (✓), or ✓ alone where it stays unexplained with a true pattern. "
-        "`–`: below the limit and called clean. `?`: unexplained. `✗`: a deviation, listed above.",
-        "",
-        f"| mutant | the bug | first point | cause | {' | '.join(configs)} |",
-        f"|---|---|---|---|{'---|' * len(configs)}",
-        *_mutant_rows(results.scores, configs),
-        "",
-    ]
-    return "\n".join(parts)
 
 
 def _gap(results: Results) -> Iterable[str]:
@@ -190,10 +195,13 @@ def _clean_table(clean: list[Acquittal]) -> Iterable[str]:
         yield f"| {what} | {len(cases)} | {sum(not case.complaints for case in cases)} |"
 
 
-def _mutant_rows(scores: list[Score], configs: list[str]) -> Iterable[str]:
+def _mutant_table(scores: list[Score]) -> Iterable[str]:
+    configs = sorted({one.config for one in scores}, key=lambda config: ("tiny wide loud".index(config[:4]), config))
     by_id: dict[str, dict[str, Score]] = defaultdict(dict)
     for one in scores:
         by_id[one.mutant.id][one.config] = one
+    yield f"| mutant | the bug | first point | cause | {' | '.join(configs)} |"
+    yield f"|---|---|---|---|{'---|' * len(configs)}"
     for mutant in ALL:
         if mutant.id not in by_id:
             continue
@@ -213,14 +221,3 @@ def _cell(one: Score) -> str:
         return f"{figure(one.effect)} ?"
     left = "" if one.explained is None else f" → {figure(one.explained)}"
     return f"{figure(one.effect)}{left} ✓"
-
-
-def summary(scores: list[Score]) -> str:
-    """One line on the way."""
-    named = sum(one.is_named for one in scores)
-    effects = [one.effect for one in scores if one.grade == "above"]
-    median = statistics.median(effects) if effects else 0.0
-    return f"{len(scores)} runs, {named} {NAMED}, median effect {figure(median)}"
-
-
-__all__ = ["Acquittal", "Results", "markdown", "op_kind", "summary", "text", "totals"]

@@ -73,7 +73,8 @@ def score(mutant: Mutant, played: Played, result: dict[str, Any]) -> Score:
     one = expectation(mutant, played)
     faulty = [point["name"] for point in result["points"] if point["verdict"] == "faulty"]
     one.found = result["first_faulty"]
-    one.accused = [name for name in faulty if name not in played.effects]
+    innocent = set(faulty) - set(played.effects) - consequences(mutant, played)
+    one.accused = [name for name in faulty if name in innocent]
     if one.expected and one.found in played.effects and played.order(one.found) < played.order(one.expected):
         one.expected = one.found  # a point of the same mutant whose effect is at the limit
     said, could = 0, 0
@@ -90,6 +91,12 @@ def score(mutant: Mutant, played: Played, result: dict[str, Any]) -> Score:
             said, could = said + len(place & _ids(finding)), could + len(place)
     one.places = (said, could)
     return one
+
+
+def consequences(mutant: Mutant, played: Played) -> set[str]:
+    """Points that may be called faulty, too: the context is defined by q, k and v, whatever became of the scores."""
+    touched = (parse_name(name) for name in played.effects)
+    return {f"layer_{layer}_attn_context" for point, layer in touched if point in ("attn_scores", "attn_probs")}
 
 
 def _outcome(part: Part, played: Played, findings: list[dict[str, Any]]) -> tuple[str | None, dict[str, Any] | None]:

@@ -4,12 +4,13 @@ CAUSES_BY_OP = {
     "embedding": "embedding-id-shifted embedding-scaled embedding-wrong-row",
     "rms_norm": (
         "norm-eps norm-eps-outside-root norm-no-weight norm-one-plus-weight norm-other-weight "
-        "norm-mean-subtracted norm-whole-row norm-skipped norm-twice norm-low-precision-statistics norm-count norm-no-mean"
+        "norm-mean-subtracted norm-whole-row norm-skipped norm-twice norm-low-precision-statistics norm-count "
+        "norm-no-mean"
     ),
     "linear": (
-        "linear-transposed linear-reinterpreted linear-rows-permuted linear-other-layer linear-other-weight linear-bias "
-        "linear-weight-rounded linear-shard-missing linear-shard-doubled linear-shard-order linear-input-slices "
-        "linear-doubled linear-wrong-input linear-tie"
+        "linear-transposed linear-reinterpreted linear-rows-permuted linear-other-layer linear-other-weight "
+        "linear-bias linear-weight-rounded linear-shard-missing linear-shard-doubled linear-shard-order "
+        "linear-input-slices linear-doubled linear-wrong-input linear-tie"
     ),
     "rope": (
         "rope-interleaved rope-direction rope-theta rope-position-offset rope-position-zero rope-position-restarted "

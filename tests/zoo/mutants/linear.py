@@ -511,7 +511,8 @@ MUTANTS = (
     ),
     mutant(
         "head-wrong-tie",
-        "an untied head is tied to the embedding (FastDeploy#2737, candle#2930)",
+        "an untied head is tied to the embedding (FastDeploy#2737, sglang#18024, sglang#20127, pegainfer#544, "
+        "candle#2930)",
         "logits",
         other("embed_tokens"),
         ("linear-tie", "linear-other-weight"),

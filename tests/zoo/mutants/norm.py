@@ -274,7 +274,7 @@ MUTANTS = (
     ),
     mutant(
         "norm-overlapping-garbage",
-        "E1: per-head norm through a contiguous descriptor; the rest is garbage",
+        "E1: per-head norm through a contiguous descriptor; the rest is garbage (1bit-MONSTER#2147)",
         HEAD_NORMS,
         overlapping(garbage),
         "rows-overlapping",
