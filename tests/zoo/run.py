@@ -20,9 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from programs import LOCKSTEP  # noqa: E402 - the path is set up by the package `zoo`
-
-from zoo import ROOT, clean, models, verdict  # noqa: E402
+from zoo import ROOT, clean, models, verdict  # noqa: E402 - the path is set up above
 from zoo.clean import Clean  # noqa: E402
 from zoo.context import Mutant  # noqa: E402
 from zoo.models import Models  # noqa: E402
@@ -30,6 +28,7 @@ from zoo.mutants import ALL  # noqa: E402
 from zoo.play import play, write_trace  # noqa: E402
 from zoo.report import Acquittal, Results, markdown, text  # noqa: E402
 from zoo.runs import RUNS  # noqa: E402
+from zoo.verdict import LOCKSTEP  # noqa: E402
 
 EVERY_NAME, EVERY_DTYPE = ("tiny", "wide", "loud"), ("f32", "bf16")
 DEFAULT_OUT = ROOT / "docs" / "accuracy.md"

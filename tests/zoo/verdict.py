@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.points import parse_name
-from programs import lockstep
+from programs import LOCKSTEP, lockstep
 
 from zoo.context import Mutant, Part
 from zoo.play import Played
+
+__all__ = ["LOCKSTEP", "Score", "consequences", "expectation", "judge", "score"]
 
 NAMED, DESCRIBED, UNEXPLAINED, WRONG = "named", "described", "unexplained", "wrong"
 
