@@ -13,6 +13,7 @@ from zoo import clean, noise, run, verdict  # noqa: E402
 from zoo.context import Mutant, Part  # noqa: E402
 from zoo.models import Models  # noqa: E402
 from zoo.mutants import ALL  # noqa: E402
+from zoo.oddities import ODDITIES  # noqa: E402
 from zoo.play import play  # noqa: E402
 from zoo.report import markdown, text  # noqa: E402
 from zoo.runs import RUNS  # noqa: E402
@@ -230,7 +231,7 @@ def test_the_sample_before_the_judge():
     if not LOCKSTEP.exists() or lockstep("replay", "--help").returncode != 0:
         pytest.skip("the program has no replay")
     cases, mutants = run.sampled()
-    results = run.run(cases, mutants)
+    results = run.run(cases, mutants, ODDITIES)
     assert results.complaints() == []
     unexplained = results.unexplained()
     assert len(unexplained) <= 0.05 * len(mutants), text(results)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -179,7 +179,9 @@ class Mutant:
     models: tuple[str, ...] = EVERY_MODEL
     dtypes: tuple[str, ...] = EVERY_DTYPE
     sample: bool = False  # in the fixed sample of continuous integration
-    tags: tuple[str, ...] = field(default=())
+    tags: tuple[str, ...] = ()
+    capture: str = ""  # a name of clean.CAPTURES, where the trace does not hold every point as usual
+    seen_at: tuple[str, ...] = ()  # the points where the fault shows, if its own is not in such a trace
 
 
 def mutant(

@@ -19,7 +19,7 @@ from zoo.context import Op
 ROW_LIMIT = 4.0  # RMS over the worst row, or the worst head
 VALUE_LIMIT = 16.0  # the largest single value
 SCALE_ERRORS = 6.0  # standard errors of the scale term ...
-SCALE_LIMIT = 1e-4  # ... and its least size
+SCALE_LIMIT = 1.5e-4  # ... and its least size: roundings of one kind agree to 1.4e-4 in correct runs in bf16
 # The judge's sigma differs from ours by some percent, and noise adds to the effect: within this factor of a limit
 # either answer is right.
 GREY = 1.6

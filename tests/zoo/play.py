@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -59,6 +60,8 @@ def play(loaded: Loaded, run: Run, mutant: Mutant | None = None, measure: bool =
         parts = [player.forward(part, call.phase) for part in call.slices]
         played.steps.append(_joined(call.phase, parts))
     played.effects = _effects(player.measured)
+    if mutant and mutant.seen_at:
+        played.effects = _moved(played.effects, mutant.seen_at)
     played.local = _effects(player.checked)
     return played
 
@@ -70,6 +73,16 @@ Measured = dict[str, list[tuple[Tensor, Tensor, Tensor]]]
 def _effects(measured: Measured) -> dict[str, Effect]:
     joined = {name: [torch.cat(x) for x in zip(*parts, strict=True)] for name, parts in measured.items()}
     return {name: noise.effect(*three) for name, three in joined.items()}
+
+
+def _moved(effects: dict[str, Effect], points: tuple[str, ...]) -> dict[str, Effect]:
+    """Each layer's largest effect at other points: where it shows if its own point is not in the trace."""
+    moved: dict[str, Effect] = {}
+    for (name, one), point in itertools.product(effects.items(), points):
+        place = point_name(point, parse_name(name)[1])
+        if place not in moved or moved[place].over_limit() < one.over_limit():
+            moved[place] = one
+    return moved
 
 
 class _Player:

@@ -21,12 +21,14 @@ class Acquittal:
     id: str
     what: str
     complaints: list[str]
+    is_odd: bool = False  # not clean, but a trace that is not what it claims
 
 
 @dataclass
 class Results:
     scores: list[Score] = field(default_factory=list)
     clean: list[Acquittal] = field(default_factory=list)
+    odd: list[Acquittal] = field(default_factory=list)
     floors: dict[tuple[str, str, str], float] = field(default_factory=lambda: defaultdict(float))  # op, dtype, key
     smallest: dict[tuple[str, str], tuple[float, str]] = field(default_factory=dict)  # op, dtype -> figure, mutant
     seconds: float = 0.0
@@ -54,6 +56,7 @@ class Results:
     def complaints(self) -> list[str]:
         """What the issue's reach forbids: false alarms, missed points, wrong causes."""
         lines = [f"clean, {case.id}: {text}" for case in self.clean for text in case.complaints]
+        lines += [f"{case.id}: {text}" for case in self.odd for text in case.complaints]
         for one in self.scores:
             where = f"{one.mutant.id} ({one.config}, {figure(one.effect)} times the limit)"
             if one.error:
@@ -83,7 +86,7 @@ def figure(value: float) -> str:
 
 def totals(results: Results) -> list[tuple[str, str, str]]:
     """What, the reach, the result."""
-    scores, clean = results.scores, results.clean
+    scores, clean, odd = results.scores, results.clean, results.odd
     above, grey, below = ([one for one in scores if one.grade == grade] for grade in ("above", "grey", "below"))
     listed = [one for one in above if all(part.causes[0] is not None for part in one.mutant.parts)]
     subtle = [one for one in above if "subtle" in one.mutant.tags]
@@ -100,6 +103,7 @@ def totals(results: Results) -> list[tuple[str, str, str]]:
         ("subtle mutants above the limit, found and named", "all", share(subtle, lambda o: o.is_found and o.is_named)),
         ("mutants below the limit, called clean", "counted apart", share(below, lambda one: one.found is None)),
         ("mutants at the limit, found (either is right)", "", share(grey, lambda one: one.found is not None)),
+        ("traces that are not what they claim, refused or accused", "", share(odd, lambda one: not one.complaints)),
         ("places (decode, later chunk, sequence, heads) said", "", f"{said} of {could}"),
     ]
 
@@ -144,6 +148,12 @@ head of a mutant above the limit at the point where it must be found (such are f
 
 {acquittals}
 
+## Traces that are not what they claim
+
+| what | refused or accused, by name |
+|---|---|
+{odd}
+
 ## Mutants
 
 The expected effect is a multiple of the limit of detection ({row:g} noise units in a row or a head, {value:g} in a
@@ -168,6 +178,7 @@ def markdown(results: Results, command: str) -> str:
         deviations="\n".join(complaints or ["None."]),
         gap="\n".join(_gap(results)),
         acquittals="\n".join(_clean_table(results.clean)),
+        odd="\n".join(f"| {one.what} | {'no' if one.complaints else 'yes'} |" for one in results.odd),
         row=noise.ROW_LIMIT,
         value=noise.VALUE_LIMIT,
         errors=noise.SCALE_ERRORS,

@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from zoo.clean import Clean  # noqa: E402
 from zoo.context import Mutant  # noqa: E402
 from zoo.models import Models  # noqa: E402
 from zoo.mutants import ALL  # noqa: E402
+from zoo.oddities import ODDITIES, Oddity  # noqa: E402
 from zoo.play import play, write_trace  # noqa: E402
 from zoo.report import Acquittal, Results, markdown, text  # noqa: E402
 from zoo.runs import RUNS  # noqa: E402
@@ -34,8 +35,8 @@ EVERY_NAME, EVERY_DTYPE = ("tiny", "wide", "loud"), ("f32", "bf16")
 DEFAULT_OUT = ROOT / "docs" / "accuracy.md"
 
 
-class Judge:
-    """Judges traces in the background, one at a time, while the next one is made; deletes them."""
+class Background:
+    """Judges traces one at a time while the next ones are made, and deletes them."""
 
     def __init__(self, directory: Path):
         self.directory, self.pool, self.count = directory, ThreadPoolExecutor(1), 0
@@ -45,64 +46,91 @@ class Judge:
         self.count += 1
         return self.directory / f"{self.count}.trace"
 
-    def submit(self, trace: Path, model: Path, use: Callable[[dict[str, Any] | None, str], None]) -> None:
-        """`use` gets the judge's JSON, or None and why there is none."""
-        while len(self.waiting) > 4:  # traces on the disk
+    def submit(self, trace: Path, work: Callable[[], None]) -> None:
+        def then_delete() -> None:
+            try:
+                work()
+            finally:
+                shutil.rmtree(trace, ignore_errors=True)
+                trace.with_suffix(".json").unlink(missing_ok=True)
+
+        while len(self.waiting) > 4:  # so many traces are on the disk
             self.waiting.pop(0).result()
-        self.waiting.append(self.pool.submit(self._judge, trace, model, use))
+        self.waiting.append(self.pool.submit(then_delete))
 
     def finish(self) -> None:
         for future in self.waiting:
             future.result()
         self.pool.shutdown()
 
-    def _judge(self, trace: Path, model: Path, use: Callable[[dict[str, Any] | None, str], None]) -> None:
-        try:
-            use(verdict.judge(trace, model), "")
-        except (RuntimeError, ValueError, OSError) as error:
-            use(None, f"{type(error).__name__}: {error}")
-        finally:
-            shutil.rmtree(trace, ignore_errors=True)
-            trace.with_suffix(".json").unlink(missing_ok=True)
-
 
 class Zoo:
-    """Puts mutants and clean cases before the judge and gathers the results."""
+    """Puts mutants, clean cases and oddities before the judge and gathers the results."""
 
-    def __init__(self, directory: Path, say: Callable[[str], None] = lambda line: None):
-        self.models, self.judge, self.results, self.say = Models(directory), Judge(directory), Results(), say
+    def __init__(self, directory: Path, say: Callable[[str], None]):
+        self.models, self.judge, self.results, self.say = Models(directory), Background(directory), Results(), say
 
     def add_mutant(self, mutant: Mutant, model: str, dtype: str) -> None:
         loaded = self.models.load(model, dtype)
         played = play(loaded, RUNS[mutant.run], mutant)
-        trace = write_trace(self.judge.next_trace(), played)
+        options = clean.CAPTURES[mutant.capture][1] if mutant.capture else {}
+        trace = write_trace(self.judge.next_trace(), played, **options)
 
-        def use(result: dict[str, Any] | None, error: str) -> None:
-            one = verdict.expectation(mutant, played) if result is None else verdict.score(mutant, played, result)
-            one.error = error
-            self.results.scores.append(one)
-            if result is not None:
+        def work() -> None:
+            one, result, error = verdict.expectation(mutant, played), *judged(trace, loaded.directory)
+            if result is None:
+                one.error = error
+            else:
+                one = verdict.score(mutant, played, result)
                 self.results.add_fault(one, result)
+            self.results.scores.append(one)
             found = f"{one.found or '-'}: {', '.join(one.causes) or '-'}"
             self.say(f"{'ok  ' if one.is_right else 'BAD '} {mutant.id} ({one.config}) {one.grade}: {error or found}")
 
-        self.judge.submit(trace, loaded.directory, use)
+        self.judge.submit(trace, work)
 
     def add_clean(self, case: Clean) -> None:
         trace = case.make(self.models, self.judge.next_trace())
 
-        def use(result: dict[str, Any] | None, error: str) -> None:
+        def work() -> None:
+            result, error = judged(trace, self.models.checkpoint(case.model))
             complaints = [error] if result is None else clean.acquits(case, result)
-            self.results.clean.append(Acquittal(case.id, case.what, complaints))
+            self._acquit(Acquittal(case.id, case.what, complaints))
             if result is not None:
                 self.results.add_floor(next(d for d in clean.DTYPES if d in case.id.split()), result)
-            self.say(f"{'BAD ' if complaints else 'ok  '} clean {case.id}: {'; '.join(complaints) or 'acquitted'}")
 
-        self.judge.submit(trace, self.models.checkpoint(case.model), use)
+        self.judge.submit(trace, work)
+
+    def add_oddity(self, oddity: Oddity) -> None:
+        trace = oddity.make(self.models, self.judge.next_trace())
+
+        def work() -> None:
+            exit_code, printed, found = verdict.ask(trace, self.models.checkpoint(oddity.model))
+            self._acquit(Acquittal(oddity.id, oddity.what, oddity.complaints(exit_code, printed + found), is_odd=True))
+
+        self.judge.submit(trace, work)
+
+    def _acquit(self, case: Acquittal) -> None:
+        (self.results.odd if case.is_odd else self.results.clean).append(case)
+        self.say(f"{'BAD ' if case.complaints else 'ok  '} {case.id}: {'; '.join(case.complaints) or 'as expected'}")
+
+
+def judged(trace: Path, model: Path) -> tuple[dict[str, Any] | None, str]:
+    """The judge's JSON, or None and why there is none."""
+    try:
+        return verdict.judge(trace, model), ""
+    except (RuntimeError, ValueError, OSError) as error:
+        return None, f"{type(error).__name__}: {error}"
+
+
+Placed = tuple[Mutant, str, str]  # in a model and a dtype
 
 
 def run(
-    cases: list[Clean], mutants: list[tuple[Mutant, str, str]], say: Callable[[str], None] = lambda line: None
+    cases: Iterable[Clean],
+    mutants: Iterable[Placed],
+    oddities: Iterable[Oddity] = (),
+    say: Callable[[str], None] = lambda line: None,
 ) -> Results:
     started = time.monotonic()
     models.eager()
@@ -110,6 +138,8 @@ def run(
         zoo = Zoo(Path(directory), say)
         for case in cases:
             zoo.add_clean(case)
+        for oddity in oddities:
+            zoo.add_oddity(oddity)
         for mutant, model, dtype in mutants:
             zoo.add_mutant(mutant, model, dtype)
         zoo.judge.finish()
@@ -117,7 +147,7 @@ def run(
     return zoo.results
 
 
-def placed(mutants: list[Mutant], names: tuple[str, ...], dtypes: tuple[str, ...]) -> Iterator[tuple[Mutant, str, str]]:
+def placed(mutants: list[Mutant], names: tuple[str, ...], dtypes: tuple[str, ...]) -> Iterator[Placed]:
     """Model by model, so that one is in the caches at a time."""
     for name in names:
         for dtype in dtypes:
@@ -126,7 +156,7 @@ def placed(mutants: list[Mutant], names: tuple[str, ...], dtypes: tuple[str, ...
                     yield mutant, name, dtype
 
 
-def sampled() -> tuple[list[Clean], list[tuple[Mutant, str, str]]]:
+def sampled() -> tuple[list[Clean], list[Placed]]:
     """The fixed sample of continuous integration: each mutant in one model and dtype, which take turns."""
     chosen, turns = [], [("tiny", "f32"), ("tiny", "bf16"), ("wide", "bf16"), ("tiny", "bf16")]
     for i, mutant in enumerate(m for m in ALL if m.sample):
@@ -160,19 +190,27 @@ def main() -> int:
         names, dtypes = tuple(arguments.models.split(",")), tuple(arguments.dtypes.split(","))
         cases = [case for case in clean.everything() if case.model in names]
         mutants = list(placed(list(ALL), names, dtypes))
+    oddities = list(ODDITIES)
     if patterns := arguments.only:
-        cases = [case for case in cases if any(fnmatch.fnmatch(case.id, pattern) for pattern in patterns)]
-        mutants = [one for one in mutants if any(fnmatch.fnmatch(one[0].id, pattern) for pattern in patterns)]
-    cases = [] if arguments.no_clean else cases
-    mutants = [] if arguments.no_mutants else mutants
 
-    results = run(cases, mutants, (lambda line: None) if arguments.quiet else lambda line: print(line, flush=True))
+        def wanted(id: str) -> bool:
+            return any(fnmatch.fnmatchcase(id, pattern) for pattern in patterns)
+
+        cases, oddities = ([case for case in some if wanted(case.id)] for some in (cases, oddities))
+        mutants = [one for one in mutants if wanted(one[0].id)]
+    if arguments.no_clean:
+        cases, oddities = [], []
+    if arguments.no_mutants:
+        mutants = []
+
+    silent = arguments.quiet
+    results = run(cases, mutants, oddities, say=lambda line: None if silent else print(line, flush=True))
     print(text(results))
-    is_full = not (arguments.only or arguments.sample or arguments.no_clean or arguments.no_mutants)
-    is_full = is_full and arguments.models == ",".join(EVERY_NAME) and arguments.dtypes == ",".join(EVERY_DTYPE)
+    is_full = len(sys.argv) == 1 or sys.argv[1:] == ["--quiet"]
     out = arguments.out or (DEFAULT_OUT if is_full else None)
     if out:
-        out.write_text(markdown(results, "make zoo" if is_full else " ".join(["tests/zoo/run.py", *sys.argv[1:]])))
+        command = "make zoo" if is_full else " ".join(["tests/zoo/run.py", *sys.argv[1:]])
+        out.write_text(markdown(results, command))
         print(f"written: {out}")
     return 0 if results.is_right else 1
 

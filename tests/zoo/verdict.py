@@ -20,11 +20,17 @@ NAMED, DESCRIBED, UNEXPLAINED, WRONG = "named", "described", "unexplained", "wro
 
 def judge(trace: Path, model: Path) -> dict[str, Any]:
     """The judge's JSON. Raises RuntimeError if it could not tell."""
+    exit_code, said, found = ask(trace, model)
+    if exit_code not in (0, 1):
+        raise RuntimeError(f"exit code {exit_code}: {said.strip()[-300:]}")
+    return json.loads(found)
+
+
+def ask(trace: Path, model: Path) -> tuple[int, str, str]:
+    """Exit code, what was printed, and the JSON (empty if none was written)."""
     out = trace.with_suffix(".json")
     done = lockstep("replay", trace, "--model", model, "--json", out)
-    if done.returncode not in (0, 1):
-        raise RuntimeError(f"exit code {done.returncode}: {done.stderr.strip()[-300:]}")
-    return json.loads(out.read_text())
+    return done.returncode, done.stdout + done.stderr, out.read_text() if out.exists() else ""
 
 
 @dataclass
@@ -81,7 +87,7 @@ def score(mutant: Mutant, played: Played, result: dict[str, Any]) -> Score:
         one.expected = one.found  # a point of the same mutant whose effect is at the limit
     said, could = 0, 0
     for part in mutant.parts:
-        outcome, finding = _outcome(part, played, result["findings"])
+        outcome, finding = _outcome(part, mutant, played, result["findings"])
         if outcome is None:
             continue
         one.outcomes.append(outcome)
@@ -101,9 +107,12 @@ def consequences(mutant: Mutant, played: Played) -> set[str]:
     return {f"layer_{layer}_attn_context" for point, layer in touched if point in ("attn_scores", "attn_probs")}
 
 
-def _outcome(part: Part, played: Played, findings: list[dict[str, Any]]) -> tuple[str | None, dict[str, Any] | None]:
+Finding = dict[str, Any]
+
+
+def _outcome(part: Part, mutant: Mutant, played: Played, findings: list[Finding]) -> tuple[str | None, Finding | None]:
     """The worst outcome of a part's findings, and the first finding; None if there is nothing that must be found."""
-    own = {name for name in played.effects if _belongs(name, part, played)}
+    own = {name for name in played.effects if _belongs(name, part, mutant, played)}
     about = [finding for finding in findings if own & set(finding["points"])]
     order = {WRONG: 0, UNEXPLAINED: 1, DESCRIBED: 2, NAMED: 3}
     outcomes = [_of_finding(part, finding) for finding in about]
@@ -121,9 +130,9 @@ def _of_finding(part: Part, finding: dict[str, Any]) -> str:
     return DESCRIBED if is_true else UNEXPLAINED
 
 
-def _belongs(name: str, part: Part, played: Played) -> bool:
-    point, layer = parse_name(name)
-    return point in part.points and part.where.has_layer(layer, played.loaded.model.config.num_hidden_layers)
+def _belongs(name: str, part: Part, mutant: Mutant, played: Played) -> bool:
+    (point, layer), layers = parse_name(name), played.loaded.model.config.num_hidden_layers
+    return point in (*part.points, *mutant.seen_at) and part.where.has_layer(layer, layers)
 
 
 def _ids(finding: dict[str, Any]) -> set[str]:
