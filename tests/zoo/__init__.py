@@ -6,6 +6,7 @@ context.py     what a mutant is, and what its wrong op is given
 ops.py         the ops of Qwen3 with a knob for every way to get them wrong (plain torch: none of the judge's code)
 mutants/       the mutants, one table for each op
 clean.py       correct runs and correct variants ("must not be called bugs")
+oddities.py    traces that are not what they claim
 play.py        runs a model with a mutant in it, and writes the trace
 noise.py       the effect that a mutant must have, in noise units, in float64, without the judge
 verdict.py     calls the judge and scores its answer

@@ -106,7 +106,7 @@ class Zoo:
 
         def work() -> None:
             exit_code, printed, found = verdict.ask(trace, self.models.checkpoint(oddity.model))
-            self._acquit(Acquittal(oddity.id, oddity.what, oddity.complaints(exit_code, printed + found), is_odd=True))
+            self._acquit(Acquittal(oddity.id, oddity.what, oddity.complaints(exit_code, printed, found), is_odd=True))
 
         self.judge.submit(trace, work)
 
