@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -37,14 +38,14 @@ class Results:
         for point in result["points"]:
             for key in FLOOR_KEYS:
                 place = (point["op"], dtype, key)
-                self.floors[place] = max(self.floors[place], (point.get(key) or {}).get("error") or 0.0)
+                self.floors[place] = max(self.floors[place], _error(point, key))
 
     def add_fault(self, score: Score, result: dict[str, Any]) -> None:
         """Of a mutant above the limit, how its first point looks in its worst row or head."""
         point = next((p for p in result["points"] if p["name"] == score.expected), None)
         if point is None or score.grade != "above":
             return
-        figure = max((point.get(key) or {}).get("error") or 0.0 for key in FLOOR_KEYS[:2])
+        figure = max(_error(point, key) for key in FLOOR_KEYS[:2])
         place = (point["op"], score.config.split()[1])
         if place not in self.smallest or figure < self.smallest[place][0]:
             self.smallest[place] = (figure, score.mutant.id)
@@ -76,6 +77,12 @@ class Results:
             for one in self.scores
             if one.grade == "above" and UNEXPLAINED in one.outcomes and WRONG not in one.outcomes
         ]
+
+
+def _error(point: dict[str, Any], key: str) -> float:
+    """Noise units; what is not finite stands in the JSON as a string."""
+    error = float((point.get(key) or {}).get("error") or 0.0)
+    return math.inf if math.isnan(error) else error
 
 
 def figure(value: float) -> str:

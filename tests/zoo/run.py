@@ -158,7 +158,7 @@ def placed(mutants: list[Mutant], names: tuple[str, ...], dtypes: tuple[str, ...
 
 def sampled() -> tuple[list[Clean], list[Placed]]:
     """The fixed sample of continuous integration: each mutant in one model and dtype, which take turns."""
-    chosen, turns = [], [("tiny", "f32"), ("tiny", "bf16"), ("wide", "bf16"), ("tiny", "bf16")]
+    chosen, turns = [], [("tiny", "bf16"), ("tiny", "f32"), ("wide", "bf16"), ("tiny", "bf16")]
     for i, mutant in enumerate(m for m in ALL if m.sample):
         order = turns[i % len(turns) :] + turns[: i % len(turns)] + [("loud", "f32"), ("wide", "f32")]
         name, dtype = next((n, d) for n, d in order if n in mutant.models and d in mutant.dtypes)

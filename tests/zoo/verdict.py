@@ -94,7 +94,7 @@ def score(mutant: Mutant, played: Played, result: dict[str, Any]) -> Score:
         if finding:
             one.causes.append(finding["cause"] or "+".join(sorted(_ids(finding))))
             if one.explained is None and finding["cause"]:
-                one.explained = finding.get("explained")
+                one.explained = float(finding.get("explained") or 0.0)
             place = _place(part)
             said, could = said + len(place & _ids(finding)), could + len(place)
     one.places = (said, could)
