@@ -79,7 +79,8 @@ def _moved(effects: dict[str, Effect], points: tuple[str, ...]) -> dict[str, Eff
     """Each layer's largest effect at other points: where it shows if its own point is not in the trace."""
     moved: dict[str, Effect] = {}
     for (name, one), point in itertools.product(effects.items(), points):
-        place = point_name(point, parse_name(name)[1])
+        layer = parse_name(name)[1]
+        place = name if layer is None else point_name(point, layer)
         if place not in moved or moved[place].over_limit() < one.over_limit():
             moved[place] = one
     return moved

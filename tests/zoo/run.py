@@ -96,7 +96,7 @@ class Zoo:
             result, error = judged(trace, self.models.checkpoint(case.model))
             complaints = [error] if result is None else clean.acquits(case, result)
             self._acquit(Acquittal(case.id, case.what, complaints))
-            if result is not None:
+            if result is not None and case.says != "layouts":  # its ops are right in another basis only
                 self.results.add_floor(next(d for d in clean.DTYPES if d in case.id.split()), result)
 
         self.judge.submit(trace, work)
