@@ -92,7 +92,7 @@ def test_every_place_is_covered():
     assert {"all", "later", "last", 0, 1, 2} <= {where.layers for where in wheres}
     assert any(where.phase == "decode" for where in wheres) and any(where.later_chunk for where in wheres)
     assert any(where.sequence for where in wheres) and any(where.heads for where in wheres)
-    assert any(where.rows for where in wheres) and {mutant.run for mutant in ALL} == set(RUNS)
+    assert any(where.rows for where in wheres) and {mutant.run for mutant in ALL} == set(RUNS) - {"long-rows"}
     assert sum(len(mutant.parts) > 1 for mutant in ALL) >= 10
 
 

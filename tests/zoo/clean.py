@@ -49,7 +49,7 @@ def of_the_pure_reference() -> Iterator[Clean]:
             for length in lengths:
                 run = Run(f"{length} tokens", one(length))
                 yield pure(model, dtype, run, sample=(model, dtype, length) == ("tiny", "bf16", 300))
-            for id in ("decode", "chunks", "batch", "scores", "small", "long", "long-decode"):
+            for id in ("decode", "chunks", "batch", "scores", "small", "long-rows", "long-decode"):
                 yield pure(model, dtype, RUNS[id], sample=(model, dtype, id) == ("wide", "f32", "batch"))
 
 

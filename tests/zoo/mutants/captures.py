@@ -47,7 +47,7 @@ MUTANTS = (
     seen("fused-qkv", "attn-tiled"),
     seen("no-context", "attn-no-mask", "attn_o_proj"),
     seen("no-context", "attn-tiled", "attn_o_proj"),
-    seen("no-context", "lin-o-int8"),
+    seen("no-context", "lin-input-slices-2"),
     seen("no-norms", "norm-next-layer", "attn_q_proj_raw attn_k_proj_raw attn_v_proj_raw"),
     seen("no-norms", "norm-whole-row", "attn_q_rope attn_k_rope"),
     seen("no-norms", "rope-interleaved"),
