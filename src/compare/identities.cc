@@ -218,22 +218,26 @@ struct Identity {
   bool rope = false;
 };
 
+// The point that an identity ties this one to; empty where there is none.
+std::string BeforeOf(const PointRef& ref) {
+  switch (ref.spec->id) {
+    case Point::kInputHiddenStates:
+      return ref.layer == 0 ? PointName(Point::kInputEmbeddings) : PointName(Point::kLayerOutput, ref.layer - 1);
+    case Point::kAttnQRope: return PointName(Point::kAttnQNormed, ref.layer);
+    case Point::kAttnKRope: return PointName(Point::kAttnKNormed, ref.layer);
+    default: return "";
+  }
+}
+
 std::vector<Identity> IdentitiesOf(const SideRuns& side, const std::function<bool(const std::string&)>& wanted) {
   std::vector<Identity> all;
   const bool scaled = ScalesRope(side);
   for (const auto& [name, steps] : side.points) {
     const auto ref = ParsePointName(name);
-    if (!ref) continue;
-    const auto add = [&](const std::string& before, bool rope) {
-      if (side.points.contains(before) && wanted(before) && wanted(name)) all.push_back({before, name, rope});
-    };
-    if (ref->spec->id == Point::kInputHiddenStates) {
-      add(ref->layer == 0 ? PointName(Point::kInputEmbeddings) : PointName(Point::kLayerOutput, ref->layer - 1), false);
-    } else if (ref->spec->id == Point::kAttnQRope && !scaled) {
-      add(PointName(Point::kAttnQNormed, ref->layer), true);
-    } else if (ref->spec->id == Point::kAttnKRope && !scaled) {
-      add(PointName(Point::kAttnKNormed, ref->layer), true);
-    }
+    const std::string before = ref ? BeforeOf(*ref) : "";
+    if (!side.points.contains(before) || !wanted(before) || !wanted(name)) continue;
+    const bool rope = ref->spec->id != Point::kInputHiddenStates;
+    if (!rope || !scaled) all.push_back({before, name, rope});
   }
   return all;
 }
