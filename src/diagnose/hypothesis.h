@@ -47,5 +47,7 @@ void ProposeForAnyOp(const Case& fault, std::vector<Hypothesis>* out);
 
 // What the error looks like, the most telling first; never empty for a faulty op.
 std::vector<Pattern> DescribePatterns(const Case& fault);
+// "some-layers" or "all-layers", of the layers that a finding shows in.
+std::vector<Pattern> LayerPatterns(const std::vector<int>& faulty, int num_layers);
 
 }  // namespace lockstep

@@ -63,6 +63,7 @@ struct RopeParams {
   double magnitude = 1;                            // of cos and sin
   int times = 1;                                   // applied; 0: skipped
   DType tables = DType::kF64;                      // in which the angles are rounded (F64: not at all)
+  DType values = DType::kF64;                      // in which cos and sin are rounded
   std::function<double(const TokenAt&)> position;  // null: the token's own
 };
 
@@ -76,11 +77,13 @@ struct AttentionParams {
   bool this_step_only = false;  // keys of earlier calls are not seen
   int64_t key_shift = 0;        // key j is read where key j - key_shift lies (rows of the cache off by so many)
   int64_t value_shift = 0;
+  double softcap = 0;                 // scores become cap * tanh(score / cap); 0: they stay
+  DType plain_softmax = DType::kF64;  // exp in that dtype, without subtracting the maximum; F64: a right softmax
   // The keys of another sequence than the row's; null: its own. -1: none.
   std::function<int(const TokenAt&)> sequence;
 };
 
-enum class Activation : uint8_t { kSilu, kGelu, kGeluTanh, kRelu, kSigmoid, kIdentity };
+enum class Activation : uint8_t { kSilu, kGelu, kGeluTanh, kRelu, kSigmoid, kIdentity, kQuickGelu };
 
 struct SwiGluParams {
   Activation activation = Activation::kSilu;

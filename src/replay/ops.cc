@@ -121,7 +121,8 @@ void NormGroup(const double* x, const double* x_variance, const double* weight, 
     const double z = (x[i] - mean) * inverse;
     y[i] = z * weight[i];
     variance[i] = storage.Rounding(y[i]) + Square(weight[i]) * storage.Rounding(z) + Square(y[i]) * relative;
-    if (x_variance) variance[i] += Square(weight[i] * inverse) * x_variance[i];
+    // An element's own error turns the mean with it.
+    if (x_variance) variance[i] += Square(weight[i] * inverse) * x_variance[i] * (1 - 2 * z * z / norm.count);
   }
 }
 
@@ -155,13 +156,13 @@ struct Rotation {
 };
 
 Rotation RotationAt(double position, const RopeParams& rope, const Arithmetic& arithmetic) {
-  const Grid storage(arithmetic.storage), tables(rope.tables);
+  const Grid storage(arithmetic.storage), tables(rope.tables), values(rope.values);
   const double a = Grid(arithmetic.accumulate).unit_error();
   Rotation out;
   for (const double frequency : rope.frequencies) {
     const double once = tables.Round(tables.Round(position) * tables.Round(frequency));
     const double angle = once * rope.times * rope.direction;
-    const double c = std::cos(angle) * rope.magnitude, s = std::sin(angle) * rope.magnitude;
+    const double c = values.Round(std::cos(angle) * rope.magnitude), s = values.Round(std::sin(angle) * rope.magnitude);
     // The angle is a product in f32 of a frequency that is a power: the rounding of its exponent counts by its
     // logarithm.
     const double log = std::log(std::abs(frequency) > 0 ? std::abs(frequency) : 1);
@@ -255,6 +256,10 @@ Activated Activate(Activation activation, double x) {
     }
     case Activation::kRelu: return {std::max(x, 0.0), x > 0 ? 1.0 : 0.0};
     case Activation::kIdentity: return {x, 1};
+    case Activation::kQuickGelu: {
+      const double s = 1 / (1 + std::exp(-1.702 * x));
+      return {x * s, s * (1 + 1.702 * x * (1 - s))};
+    }
   }
   return {x, 1};
 }
