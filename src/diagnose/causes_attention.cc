@@ -15,9 +15,9 @@ void AddScales(const Case& fault, std::vector<Hypothesis>* out) {
   const Config& config = fault.evaluator.model().config();
   const double right = fault.errors.call.attention.scale;
   const auto d = static_cast<double>(config.head_dim);
-  const auto add = [&](double scale, const std::string& text) {
+  const auto add = [&](double scale, const std::string& text, int freedom = 0) {
     if (std::abs(scale / right - 1) < 1e-12) return;
-    AddRow(fault, {"attention-scale", text, [scale](OpCall& c) { c.attention.scale = scale; }}, out);
+    AddRow(fault, {"attention-scale", text, [scale](OpCall& c) { c.attention.scale = scale; }, freedom}, out);
   };
   const auto derived = static_cast<double>(config.hidden_size / config.num_attention_heads);
   add(1, "does not scale the scores");
@@ -50,7 +50,7 @@ void AddScales(const Case& fault, std::vector<Hypothesis>* out) {
     left(c) < left(e) ? b = e : a = c;
   }
   const double fitted = std::exp((a + b) / 2);
-  add(fitted, "scales by " + Number(fitted, 4) + " instead of " + Number(right, 4));
+  add(fitted, "scales by " + Number(fitted, 4) + " instead of " + Number(right, 4), 1);
 }
 
 void AddMasks(const Case& fault, std::vector<Hypothesis>* out) {
@@ -97,7 +97,7 @@ void AddWindows(const Case& fault, std::vector<Hypothesis>* out) {
   if (best == 0) return;
   AddRow(fault,
          {"attention-window", "sees only the last " + std::to_string(best) + " keys",
-          [best](OpCall& c) { c.attention.window = best; }},
+          [best](OpCall& c) { c.attention.window = best; }, 1},
          out);
 }
 

@@ -141,7 +141,10 @@ class Diagnostician {
     const Case fault = {evaluator, errors, sample};
     finding->patterns = DescribePatterns(fault);
     std::vector<size_t>& likely = likely_[errors.call.point.id];
-    const Explained explained = Explain(fault, likely);
+    // What two mistakes do not explain in one layer, they will not in the next.
+    bool& unexplained = unexplained_[errors.call.point.id];
+    const Explained explained = Explain(fault, likely, !unexplained);
+    unexplained = unexplained || !explained.cause;
     finding->cause = explained.cause;
     finding->also = explained.also;
     finding->next = explained.next;
@@ -171,6 +174,7 @@ class Diagnostician {
   ReplaySession& session_;
   Layouts layouts_;
   std::map<Point, std::vector<size_t>> likely_;
+  std::map<Point, bool> unexplained_;
   std::vector<Finding> findings_;
   std::vector<std::string> layout_notes_;
 };
