@@ -11,6 +11,7 @@
 #include "compare/classify.h"
 #include "compare/completeness.h"
 #include "compare/config.h"
+#include "compare/logits.h"
 #include "compare/metrics.h"
 #include "compare/shapes.h"
 #include "compare/tokens.h"
@@ -211,7 +212,8 @@ class Comparison {
     }
     PointResult result = Describe(name, point);
     const RowHashes hashes = Measure(name, point, &result);
-    const double u = std::max({roundoff_, UnitRoundoff(result.reference.dtype), UnitRoundoff(result.candidate.dtype)});
+    if (name == PointName(Point::kLogits)) CompareLogits(name, point, result);
+    const double u = RoundoffOf(result);
     Judge(u, num_layers_, &result);
 
     const double distinct = std::max(1e-4, 2 * u);
@@ -250,6 +252,18 @@ class Comparison {
     for (size_t i = 0; i < order.size(); ++i) keep(order[i], digests[i]);
     Fill(totals, result);
     return hashes;
+  }
+
+  void CompareLogits(const std::string& name, const Collected& point, const PointResult& result) {
+    token_rows_ = measured_ != nullptr
+                      ? measured_->at(name).tokens
+                      : MeasureLogits(point.reference.pieces, point.candidate.pieces, point.joined.rows);
+    logits_roundoff_ = RoundoffOf(result);
+  }
+
+  // The coarser side's.
+  double RoundoffOf(const PointResult& point) const {
+    return std::max({roundoff_, UnitRoundoff(point.reference.dtype), UnitRoundoff(point.candidate.dtype)});
   }
 
   static PointResult Describe(const std::string& name, const Collected& point) {
@@ -335,7 +349,11 @@ class Comparison {
       result_.bit_identical += point.bit_identical;
       result_.failing += !point.reasons.empty();
     }
-    result_.next_tokens = CompareNextTokens(reference_, reference_numbers_, candidate_, candidate_numbers_);
+    const Choices reference = RecordedChoices(reference_, reference_numbers_);
+    const Choices candidate = RecordedChoices(candidate_, candidate_numbers_);
+    result_.next_tokens = CompareNextTokens(reference, candidate);
+    result_.tokens =
+        JudgeTokens(std::move(token_rows_), reference, candidate, RelativeL2Bound(logits_roundoff_, num_layers_));
   }
 
   const CompareOptions& options_;
@@ -351,6 +369,8 @@ class Comparison {
   std::map<std::string, std::vector<LayerHashes>> layer_hashes_;  // by point
   std::set<std::string> layouts_noted_;
   std::vector<std::string> without_rows_;
+  std::vector<TokenRow> token_rows_;
+  double logits_roundoff_ = 0;
   CompareResult result_;
 };
 

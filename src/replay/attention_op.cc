@@ -13,6 +13,7 @@ namespace lockstep {
 namespace {
 
 constexpr int64_t kRows = 64;
+constexpr int64_t kSegment = 64;  // keys
 
 double Square(double x) { return x * x; }
 
@@ -112,8 +113,8 @@ class HeadBlock {
   // scores_ and their variance, for all keys.
   void Scores(int64_t rows) {
     scores_.resize(Size(rows, keys_)), score_variance_.resize(Size(rows, keys_));
-    Product(q_.data(), rows, cache_.keys.data(), keys_, d_, scores_.data(), keys_);
-    Product(q_squares_.data(), rows, cache_.key_squares.data(), keys_, d_, score_variance_.data(), keys_);
+    Product({q_.data(), d_}, rows, {cache_.keys.data(), d_}, keys_, d_, {scores_.data(), keys_});
+    Product({q_squares_.data(), d_}, rows, {cache_.key_squares.data(), d_}, keys_, d_, {score_variance_.data(), keys_});
     inherited_.clear();
     if (!q_variances_.empty()) AddInherited(q_variances_, cache_.key_squares, rows);
     if (!cache_.key_variances.empty()) AddInherited(q_squares_, cache_.key_variances, rows);
@@ -127,7 +128,7 @@ class HeadBlock {
 
   void AddInherited(const std::vector<float>& x, const std::vector<float>& w, int64_t rows) {
     std::vector<float> sums(Size(rows, keys_));
-    Product(x.data(), rows, w.data(), keys_, d_, sums.data(), keys_);
+    Product({x.data(), d_}, rows, {w.data(), d_}, keys_, d_, {sums.data(), keys_});
     inherited_.resize(sums.size());
     for (size_t i = 0; i < sums.size(); ++i) inherited_[i] += sums[i];
   }
@@ -144,14 +145,14 @@ class HeadBlock {
       s[j] = !is_seen ? 0 : is_plain ? plain.Round(std::exp(plain.Round(s[j]))) : std::exp(s[j] - largest);
       sum += s[j];
     }
-    const double count = seen.end - seen.begin, a = noise_.a;
+    const double a = noise_.a;
     for (int64_t j = seen.begin; j < seen.end; ++j) {
       const double p = s[j] / sum;
       const int64_t at = r * keys_ + j;
       s[j] = p;
       const double spread = Square(p) * (score_variance_[at] + Square(4 * a));
       by_spread_[at] = static_cast<float>(spread);
-      by_value_[at] = static_cast<float>(spread + noise_.storage.Rounding(p) + a * a * count / 4 * Square(p));
+      by_value_[at] = static_cast<float>(spread + noise_.storage.Rounding(p));
       squared_[at] = static_cast<float>(Square(p));
     }
   }
@@ -160,28 +161,44 @@ class HeadBlock {
   template <typename T>
   void Weigh(const std::vector<T>& x, int64_t rows, const std::vector<T>& w, std::vector<T>* y) const {
     y->resize(Size(rows, d_));
-    if (keys_ == cached_) return Product(x.data(), rows, w.data(), d_, keys_, y->data(), d_);
-    std::vector<T> part(Size(d_, keys_));
-    for (int64_t c = 0; c < d_; ++c) std::copy_n(w.data() + c * cached_, keys_, part.data() + c * keys_);
-    Product(x.data(), rows, part.data(), d_, keys_, y->data(), d_);
+    Product({x.data(), keys_}, rows, {w.data(), cached_}, d_, keys_, {y->data(), d_});
+  }
+
+  // The results, and the mean square of the sums on the way: where values of one sign come first, they rise far above
+  // the result, and with them their rounding.
+  void WeighValues(int64_t rows, std::vector<double>* o, std::vector<double>* on_the_way) const {
+    o->assign(Size(rows, d_), 0.0), on_the_way->assign(o->size(), 0.0);
+    std::vector<double> part(o->size());
+    for (int64_t begin = 0; begin < keys_; begin += kSegment) {
+      const int64_t count = std::min(kSegment, keys_ - begin);
+      Product({scores_.data() + begin, keys_}, rows, {cache_.values.data() + begin, cached_}, d_, count,
+              {part.data(), d_});
+      for (size_t i = 0; i < part.size(); ++i) {
+        (*o)[i] += part[i];
+        (*on_the_way)[i] += Square((*o)[i]) * static_cast<double>(count) / static_cast<double>(keys_);
+      }
+    }
   }
 
   void Results(int64_t rows, const KeyRange* seen, double* out, double* variance, int64_t stride) {
-    std::vector<double> o;
+    std::vector<double> o, on_the_way;
     std::vector<float> squares, mixed, inherited;
-    Weigh(scores_, rows, cache_.values, &o);
+    WeighValues(rows, &o, &on_the_way);
     Weigh(by_value_, rows, cache_.squares, &squares);
     Weigh(by_spread_, rows, cache_.value_floats, &mixed);
     if (!cache_.value_variances.empty()) Weigh(squared_, rows, cache_.value_variances, &inherited);
     for (int64_t r = 0; r < rows; ++r) {
       double spread = 0;
       for (int64_t j = 0; j < keys_; ++j) spread += by_spread_[r * keys_ + j];
-      const double sum_error = SumOfSquaresError(noise_.a, seen[r].end - seen[r].begin);
+      const int64_t keys = seen[r].end - seen[r].begin;
+      const double softmax_error = SumOfSquaresError(noise_.a, keys);
+      const double sum_error = Square(noise_.a) * static_cast<double>(keys) / 3;
       for (int64_t c = 0; c < d_; ++c) {
         const int64_t at = r * d_ + c;
         // sum A (v - o)^2 + B v^2 = sum (A + B) v^2 - 2 o sum A v + o^2 sum A
         double v = squares[at] - 2 * o[at] * mixed[at] + Square(o[at]) * spread;
-        v = std::max(v, 0.0) + noise_.storage.Rounding(o[at]) + Square(o[at]) * sum_error;
+        v = std::max(v, 0.0) + noise_.storage.Rounding(o[at]) + Square(o[at]) * softmax_error +
+            on_the_way[at] * sum_error;
         if (!inherited.empty()) v += inherited[at];
         out[r * stride + c] = o[at];
         variance[r * stride + c] = v;
@@ -228,24 +245,33 @@ Block Attention(const Block& q, const Block& k, const Block& v, const std::vecto
   return y;
 }
 
-void ScoresRow(const double* q, const Block& k, const KeyRange& seen, const OpCall& call, const Arithmetic& arithmetic,
-               double* out, double* variance) {
-  const int64_t d = call.head_dim, n = seen.end - seen.begin;
+Block Scores(const Block& q, const Block& k, const std::vector<KeyRange>& seen, int64_t columns, const OpCall& call,
+             const Arithmetic& arithmetic) {
+  const auto heads = static_cast<int64_t>(call.attention.kv_head.size());
+  const int64_t d = call.head_dim;
   const Grid cache(arithmetic.cache);
   const ScoreNoise noise(call, arithmetic);
-  for (size_t h = 0; h < call.attention.kv_head.size(); ++h) {
-    for (int64_t j = 0; j < n; ++j) {
-      const double* key = k.Row(seen.begin + j) + call.attention.kv_head[h] * d;
-      double dot = 0, squares = 0;
-      for (int64_t c = 0; c < d; ++c) {
-        const double product = q[h * d + c] * cache.Round(key[c]);
-        dot += product;
-        squares += Square(product);
+  Block y;
+  y.Resize(q.rows, heads * columns);
+  std::fill(y.value.begin(), y.value.end(), -INFINITY);
+  y.variance.assign(y.value.size(), 0.0);
+  ParallelFor(q.rows, [&](int64_t r) {
+    const KeyRange range = seen[static_cast<size_t>(r)];
+    for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t j = range.begin; j < std::min<int64_t>(range.end, columns); ++j) {
+        const double* key = k.Row(j) + call.attention.kv_head[h] * d;
+        double dot = 0, squares = 0;
+        for (int64_t c = 0; c < d; ++c) {
+          const double product = q.Row(r)[h * d + c] * cache.Round(key[c]);
+          dot += product;
+          squares += Square(product);
+        }
+        y.Row(r)[h * columns + j] = Capped(dot * noise.scale, call.attention.softcap);
+        y.Variance(r)[h * columns + j] = noise.Variance(dot, squares);
       }
-      out[h * n + j] = Capped(dot * noise.scale, call.attention.softcap);
-      variance[h * n + j] = noise.Variance(dot, squares);
     }
-  }
+  });
+  return y;
 }
 
 void SoftmaxRow(const double* scores, int64_t count, const Arithmetic& arithmetic, double* out, double* variance) {

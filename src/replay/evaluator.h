@@ -24,6 +24,12 @@ struct Evaluated {
   std::string missing;  // what was looked for in vain, where a row is not observable
 };
 
+// No row observable.
+Evaluated EmptyRows(size_t tokens, int64_t width);
+// What `out` was computed from, by one of its inputs.
+void NoteInput(const Evaluated& input, Evaluated* out);
+void CopyRow(const Block& from, int64_t i, Block* to, int64_t j);
+
 class Evaluator {
  public:
   // REQUIRES: both outlive this.
@@ -58,7 +64,8 @@ class Evaluator {
   Evaluated Inner(const OpCall& call, const std::vector<TokenAt>& tokens);
   Evaluated RowWise(const OpCall& call, const std::vector<TokenAt>& tokens);
   Evaluated Attend(const OpCall& call, const std::vector<TokenAt>& tokens);
-  void AttendGroup(const OpCall& call, const Group& group, const Evaluated& queries, Evaluated* out);
+  void AttendGroup(const OpCall& call, const std::vector<TokenAt>& tokens, const Group& group, const Evaluated& queries,
+                   Evaluated* out);
   // A row of keys or values for each of `tokens`; those with run -1 are zero.
   const Evaluated& KeyRows(const PointAt& point, const std::vector<TokenAt>& tokens);
   Evaluated Softmax(const OpCall& call, const std::vector<TokenAt>& tokens);
@@ -67,7 +74,6 @@ class Evaluator {
 
   Captures& captures_;
   const ReplayModel& model_;
-  int depth_ = 0;
   using Rows = std::pair<std::string, std::vector<TokenAt>>;
   std::map<Rows, Evaluated> bridged_;  // within one evaluation: a residual is read twice
   std::map<Rows, Evaluated> keys_;

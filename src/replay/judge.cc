@@ -149,16 +149,26 @@ class Judgement {
 
 }  // namespace
 
-double NoiseUnits(double captured, double expected, double variance) {
-  if (captured == expected) return 0;
-  if (!std::isfinite(captured) || variance <= 0) return INFINITY;
-  return (captured - expected) / std::sqrt(variance);
-}
-
 Limits LimitsOf(Op op, const Arithmetic& arithmetic, bool bridged) {
-  (void)op, (void)arithmetic;
-  const double wide = bridged ? 2 : 1;
-  return {3 * wide, 4 * wide, 5 * wide, 7 * wide, 12 * wide, 16 * wide, 1e-3, 2e-3};
+  // Rounding to 16 bits is nearly all of the noise there, and bounded; in F32 the order of long sums shows.
+  const Grid grid(arithmetic.storage);
+  const bool is_short = grid.unit_error() > 0x1p-20;
+  const bool attention = op == Op::kAttention || op == Op::kScores || op == Op::kSoftmax;
+  const double u = grid.unit_error();
+  Limits limits;
+  if (attention) {
+    limits = is_short ? Limits{2.5, 4, 4.5, 6, 8, 12, 0.1 * u, 0.15 * u} : Limits{4, 6, 8, 12, 20, 30, 8 * u, 16 * u};
+  } else if (is_short) {
+    limits = {2, 2.5, 2.2, 3, 5, 8, 0.04 * u, 0.06 * u};
+  } else if (op == Op::kLinear) {
+    limits = {2.5, 3.5, 3, 4.5, 16, 24, 8 * u, 16 * u};
+  } else {
+    limits = {2, 3, 3, 4, 6, 10, 8 * u, 16 * u};
+  }
+  if (!bridged) return limits;
+  // The rounding of what was not captured is carried along to first order, and is common to whole rows.
+  return {2 * limits.row_suspect, 2 * limits.row_faulty, 2 * limits.cell_suspect,   2 * limits.cell_faulty,
+          2 * limits.max_suspect, 2 * limits.max_faulty, 16 * limits.scale_suspect, 16 * limits.scale_faulty};
 }
 
 bool PointErrors::Affected(int64_t r, int64_t c) const {

@@ -73,11 +73,12 @@ Block Linear(const Block& x, const OpCall& call, const Arithmetic& arithmetic) {
     std::vector<float> squares(weight.size()), sums(static_cast<size_t>(x.rows * count)), inherited;
     w.read(begin, count, weight.data());
     for (size_t i = 0; i < weight.size(); ++i) squares[i] = static_cast<float>(Square(weight[i]));
-    Product(operand.value.data(), x.rows, weight.data(), count, depth, y.Row(0) + begin, y.width);
-    Product(operand.squares.data(), x.rows, squares.data(), count, depth, sums.data(), count);
+    Product({operand.value.data(), depth}, x.rows, {weight.data(), depth}, count, depth, {y.Row(0) + begin, y.width});
+    Product({operand.squares.data(), depth}, x.rows, {squares.data(), depth}, count, depth, {sums.data(), count});
     if (!operand.variances.empty()) {
       inherited.resize(sums.size());
-      Product(operand.variances.data(), x.rows, squares.data(), count, depth, inherited.data(), count);
+      Product({operand.variances.data(), depth}, x.rows, {squares.data(), depth}, count, depth,
+              {inherited.data(), count});
     }
     for (int64_t r = 0; r < x.rows; ++r) {
       double* value = y.Row(r) + begin;
@@ -120,7 +121,8 @@ void NormGroup(const double* x, const double* x_variance, const double* weight, 
     const double z = (x[i] - mean) * inverse;
     y[i] = z * weight[i];
     variance[i] = storage.Rounding(y[i]) + Square(weight[i]) * storage.Rounding(z) + Square(y[i]) * relative;
-    if (x_variance) variance[i] += Square(weight[i] * inverse) * x_variance[i];
+    // An element's own error turns the mean with it.
+    if (x_variance) variance[i] += Square(weight[i] * inverse) * x_variance[i] * (1 - 2 * z * z / norm.count);
   }
 }
 

@@ -39,9 +39,9 @@ struct KeyRange {
 Block Attention(const Block& q, const Block& k, const Block& v, const std::vector<KeyRange>& seen, const OpCall& call,
                 const Arithmetic& arithmetic);
 
-// attn_scores of one row. out, variance: [heads, keys of the range]
-void ScoresRow(const double* q, const Block& k, const KeyRange& seen, const OpCall& call, const Arithmetic& arithmetic,
-               double* out, double* variance);
+// q·k of each head and key: [rows, heads * columns]; keys that a row does not see are -infinity.
+Block Scores(const Block& q, const Block& k, const std::vector<KeyRange>& seen, int64_t columns, const OpCall& call,
+             const Arithmetic& arithmetic);
 
 // probs of one head of one row; masked scores are -infinity.
 void SoftmaxRow(const double* scores, int64_t count, const Arithmetic& arithmetic, double* out, double* variance);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "base/round.h"
+
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define LOCKSTEP_X86_KERNELS
 #endif
@@ -11,9 +13,8 @@ namespace lockstep {
 namespace {
 
 struct ProductKernels {
-  void (*product64)(const double*, int64_t, const double*, int64_t, int64_t, double*, int64_t);
-  void (*product32)(const float*, int64_t, const float*, int64_t, int64_t, float*, int64_t);
-  double (*dot)(const double*, const double*, int64_t);
+  void (*product64)(Strided<const double>, int64_t, Strided<const double>, int64_t, int64_t, Strided<double>);
+  void (*product32)(Strided<const float>, int64_t, Strided<const float>, int64_t, int64_t, Strided<float>);
   void (*add_scaled)(double, const double*, int64_t, double*);
 };
 
@@ -59,16 +60,15 @@ const ProductKernels& Best() {
 
 }  // namespace
 
-void Product(const double* x, int64_t rows, const double* w, int64_t columns, int64_t depth, double* y,
-             int64_t stride) {
-  Best().product64(x, rows, w, columns, depth, y, stride);
+void Product(Strided<const double> x, int64_t rows, Strided<const double> w, int64_t columns, int64_t depth,
+             Strided<double> y) {
+  Best().product64(x, rows, w, columns, depth, y);
 }
 
-void Product(const float* x, int64_t rows, const float* w, int64_t columns, int64_t depth, float* y, int64_t stride) {
-  Best().product32(x, rows, w, columns, depth, y, stride);
+void Product(Strided<const float> x, int64_t rows, Strided<const float> w, int64_t columns, int64_t depth,
+             Strided<float> y) {
+  Best().product32(x, rows, w, columns, depth, y);
 }
-
-double Dot(const double* a, const double* b, int64_t count) { return Best().dot(a, b, count); }
 
 void AddScaled(double factor, const double* x, int64_t count, double* y) { Best().add_scaled(factor, x, count, y); }
 

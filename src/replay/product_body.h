@@ -30,7 +30,7 @@ void Tile(const T* x, int64_t x_stride, const T* panel, int64_t depth, int64_t c
     const V w0 = *reinterpret_cast<const V*>(panel + k * kPanel<T>);
     const V w1 = *reinterpret_cast<const V*>(panel + k * kPanel<T> + kLanes);
     for (int64_t r = 0; r < kRows; ++r) {
-      const V value = V{} + x[r * x_stride + k];
+      const V value = x[r * x_stride + k] - V{};  // in all lanes; x - 0 is x, also where x is -0
       sums[r][0] += value * w0;
       sums[r][1] += value * w1;
     }
@@ -41,44 +41,31 @@ void Tile(const T* x, int64_t x_stride, const T* panel, int64_t depth, int64_t c
   }
 }
 
+// A tile of x stays in the first-level cache while it meets all panels, which stay in the second.
 template <typename T>
-void Multiply(const T* x, int64_t rows, const T* w, int64_t columns, int64_t depth, T* y, int64_t stride) {
-  thread_local std::vector<T> panel;
-  panel.resize(static_cast<size_t>(kDepthBlock * kPanel<T>));
+void Multiply(Strided<const T> x, int64_t rows, Strided<const T> w, int64_t columns, int64_t depth, Strided<T> y) {
+  thread_local std::vector<T> panels;
+  panels.resize(static_cast<size_t>(RoundUp(columns, kPanel<T>) * kDepthBlock));
   for (int64_t begin = 0; begin < depth || begin == 0; begin += kDepthBlock) {
     const int64_t count = std::min(kDepthBlock, depth - begin);
     for (int64_t j = 0; j < columns; j += kPanel<T>) {
-      const int64_t width = std::min(kPanel<T>, columns - j);
-      PackPanel(w + j * depth + begin, width, count, depth, panel.data());
-      int64_t r = 0;
-      for (; r + kTileRows <= rows; r += kTileRows) {
-        Tile<T, kTileRows>(x + r * depth + begin, depth, panel.data(), count, width, begin == 0, y + r * stride + j,
-                           stride);
-      }
-      for (; r < rows; ++r) {
-        Tile<T, 1>(x + r * depth + begin, depth, panel.data(), count, width, begin == 0, y + r * stride + j, stride);
-      }
+      PackPanel(w.data + j * w.stride + begin, std::min(kPanel<T>, columns - j), count, w.stride,
+                panels.data() + j * count);
     }
+    const auto tile = [&]<int64_t kRows>(int64_t r) {
+      for (int64_t j = 0; j < columns; j += kPanel<T>) {
+        Tile<T, kRows>(x.data + r * x.stride + begin, x.stride, panels.data() + j * count, count,
+                       std::min(kPanel<T>, columns - j), begin == 0, y.data + r * y.stride + j, y.stride);
+      }
+    };
+    int64_t r = 0;
+    for (; r + kTileRows <= rows; r += kTileRows) tile.template operator()<kTileRows>(r);
+    for (; r < rows; ++r) tile.template operator()<1>(r);
   }
-}
-
-inline double DotProduct(const double* a, const double* b, int64_t count) {
-  using V = Vectors<double>::Type;
-  constexpr int64_t kLanes = Vectors<double>::kLanes;
-  V sums[2] = {};
-  int64_t i = 0;
-  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
-    sums[0] += *reinterpret_cast<const V*>(a + i) * *reinterpret_cast<const V*>(b + i);
-    sums[1] += *reinterpret_cast<const V*>(a + i + kLanes) * *reinterpret_cast<const V*>(b + i + kLanes);
-  }
-  double sum = 0;
-  for (int64_t lane = 0; lane < kLanes; ++lane) sum += sums[0][lane] + sums[1][lane];
-  for (; i < count; ++i) sum += a[i] * b[i];
-  return sum;
 }
 
 inline void AddScaledRow(double factor, const double* x, int64_t count, double* y) {
   for (int64_t i = 0; i < count; ++i) y[i] += factor * x[i];
 }
 
-constexpr ProductKernels kKernels = {Multiply<double>, Multiply<float>, DotProduct, AddScaledRow};
+constexpr ProductKernels kKernels = {Multiply<double>, Multiply<float>, AddScaledRow};
