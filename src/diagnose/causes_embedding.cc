@@ -92,7 +92,8 @@ void AddFound(const Case& fault, std::vector<Hypothesis>* out) {
   if (taken.empty()) return;
   const auto same = [&](auto&& of) {
     const auto first = of(taken.begin()->first, taken.begin()->second);
-    return std::all_of(taken.begin(), taken.end(), [&](const auto& entry) { return of(entry.first, entry.second) == first; });
+    return std::all_of(taken.begin(), taken.end(),
+                       [&](const auto& entry) { return of(entry.first, entry.second) == first; });
   };
   std::string cause = "embedding-wrong-row", text;
   const int64_t last = table->rows - 1, first_row = taken.begin()->second;
@@ -106,10 +107,13 @@ void AddFound(const Case& fault, std::vector<Hypothesis>* out) {
   } else if (taken.size() > 1 && same([](const TokenAt&, int64_t row) { return row; })) {
     text = "reads row " + std::to_string(first_row) + " for all of these tokens";
   } else {
-    text = "reads other rows: " + std::to_string(first_row) + " for id " + std::to_string(taken.begin()->first.input_id) +
-           (taken.size() > 1 ? ", ..." : "");
+    text = "reads other rows: " + std::to_string(first_row) + " for id " +
+           std::to_string(taken.begin()->first.input_id) + (taken.size() > 1 ? ", ..." : "");
   }
-  AddRow(fault, {cause, text, RowsOf(table, [taken](const TokenAt& t) {
+  AddRow(fault,
+         {cause, text,
+          RowsOf(table,
+                 [taken](const TokenAt& t) {
                    const auto at = taken.find(t);
                    return at == taken.end() ? int64_t{t.input_id} : at->second;
                  })},

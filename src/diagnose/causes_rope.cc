@@ -197,7 +197,8 @@ std::pair<std::string, bool> Described(const Frequencies& measured, const Freque
     is_scaling = is_scaling && ratio > 0 && ratio <= last * 1.02;
     last = ratio;
   }
-  std::string text = "rotates with other frequencies: the slowest pair's is " + Number(last, 3) + " times the right one";
+  std::string text =
+      "rotates with other frequencies: the slowest pair's is " + Number(last, 3) + " times the right one";
   if (measured.front() > 0 && measured.back() > 0 && measured.size() > 1) {
     slope = std::log(measured.front() / measured.back()) / static_cast<double>(measured.size() - 1);
     text += " (as theta " + Number(std::exp(slope * static_cast<double>(d) / 2), 3) + " would give)";
@@ -261,9 +262,10 @@ void AddFitted(const Case& fault, const Angles& angles, std::vector<Hypothesis>*
     return f;
   };
   const double factor = std::exp(BestLog(angles, std::log(1.0 / 64), std::log(64.0), of_factor));
-  AddRow(fault,
-         {"rope-scaling", "multiplies all angles by " + Number(factor, 4), FrequenciesOf(of_factor(std::log(factor))), 1},
-         out);
+  AddRow(
+      fault,
+      {"rope-scaling", "multiplies all angles by " + Number(factor, 4), FrequenciesOf(of_factor(std::log(factor))), 1},
+      out);
   double dot = 0, squares = 0;
   for (size_t t = 0; t < angles.tokens.size(); ++t) {
     for (int64_t i = 0; i < angles.pairs; ++i) {

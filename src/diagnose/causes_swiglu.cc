@@ -24,11 +24,12 @@ void ProposeForSwiGlu(const Case& fault, std::vector<Hypothesis>* out) {
   };
   AddRows(fault, rows, out);
   for (const size_t input : {0, 1}) {
-    AddRow(fault, {"op-skipped", std::string("gives ") + (input == 0 ? "gate" : "up") + " as it is",
-                   [input](OpCall& c) {
-                     c.op = Op::kCopy;
-                     c.inputs = {c.inputs[input]};
-                   }},
+    AddRow(fault,
+           {"op-skipped", std::string("gives ") + (input == 0 ? "gate" : "up") + " as it is",
+            [input](OpCall& c) {
+              c.op = Op::kCopy;
+              c.inputs = {c.inputs[input]};
+            }},
            out);
   }
   AddWrongInputs(fault, 0, "swiglu-wrong-input", {}, out);

@@ -203,7 +203,8 @@ void AddPositions(const Case& fault, std::vector<Hypothesis>* out) {
   const std::map<TokenAt, int32_t> found = Search(fault);
   if (found.empty()) return;
   const Map map = Described(found);
-  AddRow(fault, {map.cause, map.text, [&](OpCall& c) { c.rope.position = map.position; }, found.size() > 2 ? 2 : 1}, out);
+  AddRow(fault, {map.cause, map.text, [&](OpCall& c) { c.rope.position = map.position; }, found.size() > 2 ? 2 : 1},
+         out);
 }
 
 void RotateCell(int64_t cell, int64_t heads, const std::vector<int32_t>& positions,

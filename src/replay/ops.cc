@@ -174,7 +174,8 @@ Rotation RotationAt(double position, const RopeParams& rope, const Arithmetic& a
       const bool is_rounded = rope.values != DType::kF64;
       const double rounded = is_rounded ? (low + high) / 2 : value;
       list->push_back(rounded);
-      variances->push_back(storage.Rounding(rounded) + (is_rounded ? Square(high - low) / 4 : Square(slope) * angle_variance));
+      variances->push_back(storage.Rounding(rounded) +
+                           (is_rounded ? Square(high - low) / 4 : Square(slope) * angle_variance));
     };
     add(cosine, sine, &out.cos, &out.cos_variance);
     add(sine, cosine, &out.sin, &out.sin_variance);
@@ -295,7 +296,8 @@ Block SwiGlu(const Block& gate, const Block& up, const OpCall& call, const Arith
       // 1 + erf or 1 + tanh cancels where x is far below 0: an absolute error.
       const bool cancels = params.activation == Activation::kGelu || params.activation == Activation::kGeluTanh;
       const double cancelled = cancels ? Square(2 * x[c] * a) : 0;
-      double variance = storage.Rounding(value) + Square(factor) * (storage.Rounding(act.value) + exponential + cancelled);
+      double variance =
+          storage.Rounding(value) + Square(factor) * (storage.Rounding(act.value) + exponential + cancelled);
       if (x_variance) variance += Square(factor * act.slope) * x_variance[c];
       if (u_variance) variance += (params.multiply ? Square(act.value) : params.add ? 1 : 0) * u_variance[c];
       y.Row(r)[c] = value;
