@@ -232,6 +232,16 @@ struct SequencePair {
   size_t tokens = 0;  // positions that both have
 };
 
+// How the difference in the residual stream (`layer_output`) grows through the layers.
+struct Growth {
+  struct At {
+    int layer = 0;
+    double relative_l2 = 0;
+  };
+  At first, middle, last;  // of the layers that differ at all
+  double per_layer = 1;    // factor: (last / first)^(1 / layers between them)
+};
+
 struct CompareResult {
   SideSummary reference;
   SideSummary candidate;
@@ -252,6 +262,7 @@ struct CompareResult {
   NextTokens next_tokens;
   TokenComparison tokens;  // without rows where no logits are in common
   std::vector<std::string> notes;
+  std::optional<Growth> growth;      // none: the `layer_output` of fewer than two layers differs
   std::optional<double> atol, rtol;  // as asked for
 
   // 0: the same; 1: a point with reasons, a completeness failure or a different weight.

@@ -2,7 +2,7 @@
 // to the noise floor. A cause is named only when it does; what fits nothing is described, never guessed.
 //
 //   Diagnosis diagnosis = Diagnose({"cpp.trace"}, "models/tiny-qwen3");
-//   for (const Finding& finding : diagnosis.findings) std::cout << finding.Sentence() << "\n";
+//   for (const Finding& finding : diagnosis.findings) std::cout << FindingSentence(finding) << "\n";  // report.h
 #pragma once
 
 #include <optional>
@@ -40,9 +40,6 @@ struct Finding {
   std::vector<Explanation> also;     // fit as well
   std::optional<Explanation> next;   // the best of those that do not fit
   std::vector<Pattern> patterns;     // the most telling first
-
-  // "layer 0..27 attn_q_rope: op error 3.1e+04 noise units (clean: < 4), exact at position 0, … -> rotates …"
-  std::string Sentence() const;
 };
 
 struct Diagnosis {

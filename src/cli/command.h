@@ -19,6 +19,7 @@ void AddReference(CLI::App& app, int& exit_code);
 void AddCapture(CLI::App& app, int& exit_code);
 void AddGenerate(CLI::App& app, int& exit_code);
 void AddCompare(CLI::App& app, int& exit_code);
+void AddReplay(CLI::App& app, int& exit_code);
 void AddShow(CLI::App& app, int& exit_code);
 void AddImport(CLI::App& app, int& exit_code);
 void AddExport(CLI::App& app, int& exit_code);

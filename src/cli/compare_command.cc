@@ -7,7 +7,7 @@ namespace lockstep::cli {
 
 void AddCompare(CLI::App& app, int& exit_code) {
   struct Options : ComparisonOptions {
-    std::string reference, candidate;
+    std::string reference, candidate, model;
     std::vector<std::string> more_reference, more_candidate;
   };
   auto options = std::make_shared<Options>();
@@ -20,6 +20,9 @@ void AddCompare(CLI::App& app, int& exit_code) {
       ->allow_extra_args(false);
   command->add_option("--more-candidate", options->more_candidate, "A further trace of the candidate")
       ->allow_extra_args(false);
+  command->add_option(
+      "--model", options->model,
+      "The checkpoint: recompute every op of both sides in float64, and say which one is wrong and why");
   command->add_option("--points", options->points, "Compare only these points: attn_*,logits");
   command->add_option("--layers", options->layers, "Compare only these layers: 0,2-4");
   command->add_option("--pair", options->pairs, "Pair these sequences: REFERENCE:CANDIDATE; repeat it")
@@ -30,7 +33,12 @@ void AddCompare(CLI::App& app, int& exit_code) {
     std::vector<std::string> candidate = {options->candidate};
     reference.insert(reference.end(), options->more_reference.begin(), options->more_reference.end());
     candidate.insert(candidate.end(), options->more_candidate.begin(), options->more_candidate.end());
-    exit_code = CompareAndPrint(reference, candidate, *options);
+    Judged judged{Compare(reference, candidate, OptionsOf(*options))};
+    if (!options->model.empty()) {
+      judged.reference = DiagnoseSide(Side::kReference, reference, options->model, *options);
+      judged.candidate = DiagnoseSide(Side::kCandidate, candidate, options->model, *options);
+    }
+    exit_code = Print(judged, *options);
   });
 }
 

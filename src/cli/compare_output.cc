@@ -8,10 +8,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "cli/command.h"
 #include "lockstep/error.h"
-#include "lockstep/report.h"
 
 namespace lockstep::cli {
 namespace {
@@ -38,15 +38,6 @@ TextOptions TerminalOptions(bool all) {
   return out;
 }
 
-void ShowProgress(size_t done, size_t total) {
-  if (isatty(STDERR_FILENO) == 0) return;
-  if (done == total) {
-    std::fprintf(stderr, "\r\033[K");
-  } else {
-    std::fprintf(stderr, "\rcompare: %zu of %zu points ", done, total);
-  }
-}
-
 }  // namespace
 
 void ComparisonOptions::AddTo(CLI::App& command) {
@@ -54,7 +45,7 @@ void ComparisonOptions::AddTo(CLI::App& command) {
       ->check(CLI::NonNegativeNumber);
   command.add_option("--rtol", rtol, "Your own relative tolerance")->check(CLI::NonNegativeNumber);
   command.add_option("--json", json, "Write everything that was found to this file");
-  command.add_flag("--all", all, "Show every point, also of layers that are all EXCELLENT");
+  command.add_flag("--all", all, "Show every point, also of layers where all is well");
 }
 
 void WriteFile(const std::string& path, const std::string& text) {
@@ -77,19 +68,39 @@ CompareOptions OptionsOf(const ComparisonOptions& options) {
   compare.points = options.points;
   compare.layers = options.layers;
   for (const std::string& pair : options.pairs) compare.pairs.push_back(ParsePair(pair));
-  compare.progress = ShowProgress;
+  compare.progress = ProgressOf("compare");
   return compare;
 }
 
-int Print(const CompareResult& result, const ComparisonOptions& options) {
-  std::fputs(TextReport(result, TerminalOptions(options.all)).c_str(), stdout);
-  if (!options.json.empty()) WriteFile(options.json, JsonReport(result));
-  return result.ExitCode() == 0 ? kSame : kDifferent;
+Diagnosis DiagnoseSide(Side side, const std::vector<std::string>& traces, const std::string& model,
+                       const ComparisonOptions& options) {
+  return Diagnose(traces, model,
+                  {.points = options.points,
+                   .layers = options.layers,
+                   .progress = ProgressOf("replay of the " + std::string(SideName(side)))});
 }
 
-int CompareAndPrint(const std::vector<std::string>& reference, const std::vector<std::string>& candidate,
-                    const ComparisonOptions& options) {
-  return Print(Compare(reference, candidate, OptionsOf(options)), options);
+std::function<void(size_t, size_t)> ProgressOf(std::string what) {
+  if (isatty(STDERR_FILENO) == 0) return nullptr;
+  return [what = std::move(what)](size_t done, size_t total) {
+    if (done == total) {
+      std::fprintf(stderr, "\r\033[K");
+    } else {
+      std::fprintf(stderr, "\r%s: %zu of %zu points ", what.c_str(), done, total);
+    }
+  };
+}
+
+int Print(const Judged& judged, const ComparisonOptions& options) {
+  std::fputs(TextReport(judged, TerminalOptions(options.all)).c_str(), stdout);
+  if (!options.json.empty()) WriteFile(options.json, JsonReport(judged));
+  return judged.ExitCode() == 0 ? kSame : kDifferent;
+}
+
+int Print(const Diagnosis& diagnosis, const std::string& json, bool all) {
+  std::fputs(TextReport(diagnosis, TerminalOptions(all)).c_str(), stdout);
+  if (!json.empty()) WriteFile(json, JsonReport(diagnosis));
+  return diagnosis.ExitCode() == 0 ? kSame : kDifferent;
 }
 
 }  // namespace lockstep::cli

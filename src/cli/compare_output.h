@@ -1,12 +1,14 @@
-// What `compare` and `debug` share: the options of a comparison and how its result is shown.
+// What `compare`, `debug` and `replay` share: the options of a comparison, and how results are shown.
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "lockstep/compare.h"
+#include "lockstep/report.h"
 
 namespace lockstep::cli {
 
@@ -21,15 +23,19 @@ struct ComparisonOptions {
   void AddTo(CLI::App& command);
 };
 
-// Compares and prints.
-int CompareAndPrint(const std::vector<std::string>& reference, const std::vector<std::string>& candidate,
-                    const ComparisonOptions& options);
+// The replay of a side's traces in a comparison.
+Diagnosis DiagnoseSide(Side side, const std::vector<std::string>& traces, const std::string& model,
+                       const ComparisonOptions& options);
 
 // The options as the library takes them.
 CompareOptions OptionsOf(const ComparisonOptions& options);
 
-// Prints the table on stdout, writes the JSON file. Returns the exit code.
-int Print(const CompareResult& result, const ComparisonOptions& options);
+// Shown on a terminal only: "compare: 3 of 93 points".
+std::function<void(size_t done, size_t total)> ProgressOf(std::string what);
+
+// Prints the table on stdout, writes the JSON file if there is to be one. Returns the exit code.
+int Print(const Judged& judged, const ComparisonOptions& options);
+int Print(const Diagnosis& diagnosis, const std::string& json, bool all);
 
 // Writes a file whole or not at all. Throws Error.
 void WriteFile(const std::string& path, const std::string& text);

@@ -1,4 +1,5 @@
-// The main job: the reference in PyTorch, then the engine on exactly the same tokens, then the comparison.
+// The main job: the reference in PyTorch, then the engine on exactly the same tokens, then the comparison, then the
+// replay of both.
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -73,9 +74,21 @@ EngineRun RunOf(const DebugOptions& options, const std::string& reference, const
 int DebugLive(const DebugOptions& options, const std::string& reference, const std::string& failing) {
   LiveOutput output(reference, failing, options.comparison);
   RunEngine(RunOf(options, reference, "live"), output);
-  const int exit_code = Print(output.Finish(), options.comparison);
+  const int exit_code = Print(Judged{output.Finish()}, options.comparison);
+  std::printf("no op was replayed: --live keeps no trace of the engine; leave it out to have every op judged\n");
   std::printf("traces: %s%s%s\n", reference.c_str(), failing.empty() ? "" : " ", failing.c_str());
   return exit_code;
+}
+
+// A trace that cannot be replayed (one of few points, say) can still be compared.
+std::optional<Diagnosis> TryDiagnose(Side side, const std::string& trace, const DebugOptions& options,
+                                     std::vector<std::string>* notes) {
+  try {
+    return DiagnoseSide(side, {trace}, options.run.model, options.comparison);
+  } catch (const Error& e) {
+    notes->push_back("the " + std::string(SideName(side)) + " was not replayed: " + e.what());
+    return std::nullopt;
+  }
 }
 
 void CheckLiveOptions(const DebugOptions& options) {
@@ -108,7 +121,10 @@ int Debug(const DebugOptions& options) {
     CaptureEngine(RunOf(options, reference, candidate));
   }
 
-  const int exit_code = CompareAndPrint({reference}, {candidate}, options.comparison);
+  Judged judged{Compare({reference}, {candidate}, OptionsOf(options.comparison))};
+  judged.reference = TryDiagnose(Side::kReference, reference, options, &judged.compare.notes);
+  judged.candidate = TryDiagnose(Side::kCandidate, candidate, options, &judged.compare.notes);
+  const int exit_code = Print(judged, options.comparison);
   std::printf("traces: %s %s\n", reference.c_str(), candidate.c_str());
   return exit_code;
 }
@@ -117,8 +133,8 @@ int Debug(const DebugOptions& options) {
 
 void AddDebug(CLI::App& app, int& exit_code) {
   auto options = std::make_shared<DebugOptions>();
-  CLI::App* command =
-      app.add_subcommand("debug", "Run PyTorch and the C++ engine on the same input and compare every point");
+  CLI::App* command = app.add_subcommand(
+      "debug", "Run PyTorch and the C++ engine on the same input, compare every point, judge every op");
   options->run.AddTo(*command);
   options->input.AddTo(*command);
   options->comparison.AddTo(*command);

@@ -12,14 +12,14 @@ constexpr AddCommand kCommands[] = {
 #ifdef LOCKSTEP_ENGINE
     AddDebug,     AddCapture, AddGenerate, AddBench,
 #endif
-    AddReference, AddCompare, AddShow,     AddImport, AddExport, AddDoctor,
+    AddReference, AddCompare, AddReplay,   AddShow,  AddImport, AddExport, AddDoctor,
 };
 
 int Main(int argc, char** argv) {
-  CLI::App app("Compares a C++ Qwen3 engine with PyTorch, layer by layer.");
+  CLI::App app("Compares a C++ Qwen3 engine with PyTorch, layer by layer, and names the op that is wrong.");
   app.set_version_flag("--version", LOCKSTEP_VERSION);
   app.require_subcommand(1);
-  app.footer("Exit codes: 0 the same, 1 different, 2 could not tell (usage, bad input, missing data).");
+  app.footer("Exit codes: 0 the same, 1 different or faulty, 2 could not tell (usage, bad input, missing data).");
   int exit_code = kCannotTell;
   for (const AddCommand add : kCommands) add(app, exit_code);
   try {

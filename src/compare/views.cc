@@ -11,6 +11,7 @@
 #include "compare/classify.h"
 #include "compare/completeness.h"
 #include "compare/config.h"
+#include "compare/growth.h"
 #include "compare/logits.h"
 #include "compare/metrics.h"
 #include "compare/shapes.h"
@@ -349,6 +350,7 @@ class Comparison {
       result_.bit_identical += point.bit_identical;
       result_.failing += !point.reasons.empty();
     }
+    result_.growth = GrowthOf(result_.points);
     const Choices reference = RecordedChoices(reference_, reference_numbers_);
     const Choices candidate = RecordedChoices(candidate_, candidate_numbers_);
     result_.next_tokens = CompareNextTokens(reference, candidate);

@@ -1,6 +1,7 @@
 // Matrix products: y = x Wᵀ. Which weight was read is searched: a few output channels tell.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "base/parallel.h"
 #include "base/round.h"
@@ -59,7 +60,7 @@ bool Probe::Reproduces(const Matrix& weight) const {
     for (int64_t r = 0; r < rows_; ++r) {
       if (!Affected(r, channel)) continue;
       ++all;
-      right += Is(r, channel, Dot(input_.data() + r * columns_, row.data(), columns_));
+      right += Is(r, channel, std::inner_product(row.begin(), row.end(), input_.data() + r * columns_, 0.0));
     }
     if (right < all / 2) return false;
   }
@@ -73,7 +74,8 @@ std::vector<double> Probe::Products(const Matrix& weight, const std::vector<doub
     const int64_t begin = block * kAtOnce, count = std::min(kAtOnce, weight.rows - begin);
     std::vector<double> part(static_cast<size_t>(count * weight.columns));
     weight.read(begin, count, part.data());
-    Product(input.data(), rows, part.data(), count, weight.columns, out.data() + begin, weight.rows);
+    Product({input.data(), weight.columns}, rows, {part.data(), weight.columns}, count, weight.columns,
+            {out.data() + begin, weight.rows});
   });
   return out;
 }

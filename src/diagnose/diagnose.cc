@@ -179,40 +179,7 @@ class Diagnostician {
   std::vector<std::string> layout_notes_;
 };
 
-// "0..27", "3", "0,4,5".
-std::string LayerList(const std::vector<int>& layers) {
-  if (layers.empty()) return "";
-  const bool run = layers.back() - layers.front() + 1 == static_cast<int>(layers.size());
-  if (run && layers.size() > 1) return std::to_string(layers.front()) + ".." + std::to_string(layers.back());
-  std::string out;
-  for (const int layer : layers) out += (out.empty() ? "" : ",") + std::to_string(layer);
-  return out;
-}
-
 }  // namespace
-
-std::string Finding::Sentence() const {
-  std::string out = layers.empty() ? "" : "layer " + LayerList(layers) + " ";
-  out += point + ": ";
-  if (error > 0) out += "op error " + Number(error, 2) + " noise units (clean: < " + Number(clean, 2) + ")";
-  for (const Pattern& pattern : patterns) out += ", " + pattern.text;
-  out += " -> ";
-  if (!cause) {
-    out += "unexplained";
-    if (next) out += " (nearest: " + next->text + ", leaves " + Number(next->explained, 2) + ")";
-    return out;
-  }
-  out += cause->text;
-  for (const Explanation& other : also) out += "; or " + other.text;
-  if (cause->cause != "shape") {
-    out += " (explains it: " + Number(cause->explained, 2);
-    if (next) out += "; next best, " + next->text + ": " + Number(next->explained, 2);
-    out += ")";
-  }
-  out += ".";
-  if (!cause->advice.empty()) out += " Usual fix: " + cause->advice;
-  return out;
-}
 
 int Diagnosis::ExitCode() const { return replay.first_faulty ? 1 : 0; }
 

@@ -5,26 +5,11 @@
 #include <string>
 
 #include "lockstep/report.h"
+#include "report/json_values.h"
+#include "report/replay_json.h"
 
 namespace lockstep {
 namespace {
-
-Json Number(double value) {
-  if (std::isnan(value)) return "NaN";
-  if (std::isinf(value)) return value > 0 ? "Infinity" : "-Infinity";
-  return value;
-}
-
-Json Number(const std::optional<double>& value) { return value ? Number(*value) : Json(nullptr); }
-
-Json PlaceJson(const Place& place) {
-  Json json = {{"sequence", place.sequence}, {"position", place.position}};
-  if (place.head >= 0) json["head"] = place.head;
-  if (place.channel >= 0) json["channel"] = place.channel;
-  return json;
-}
-
-Json PlaceJson(const std::optional<Place>& place) { return place ? PlaceJson(*place) : Json(nullptr); }
 
 Json StatsJson(const SideStats& stats) {
   return {{"dtype", DTypeName(stats.dtype)},
@@ -63,7 +48,8 @@ Json WorstJson(const PointResult& point) {
   return json;
 }
 
-Json PointJson(const PointResult& point) {
+Json PointJson(const JudgedPoint& judged) {
+  const PointResult& point = *judged.compared;
   Json json;
   json["name"] = point.name;
   json["layer"] = point.layer;
@@ -96,6 +82,7 @@ Json PointJson(const PointResult& point) {
   json["first_non_finite_mismatch"] = PlaceJson(point.first_non_finite_mismatch);
   json["bound"] = Number(point.bound);
   json["reasons"] = point.reasons;
+  json["fails"] = judged.fails;
   return json;
 }
 
@@ -111,13 +98,6 @@ Json SideJson(const SideSummary& side) {
           {"tokens", side.tokens},
           {"points", side.points},
           {"closed", side.closed}};
-}
-
-template <typename List, typename ToJson>
-Json ListJson(const List& list, ToJson to_json) {
-  Json json = Json::array();
-  for (const auto& item : list) json.push_back(to_json(item));
-  return json;
 }
 
 Json FailureJson(const Failure& failure) {
@@ -202,13 +182,35 @@ Json CountsJson(const CompareResult& result) {
 
 Json OneSidedJson(const OneSidedPoint& point) { return {{"name", point.name}, {"why", point.why}}; }
 
+Json GrowthJson(const std::optional<Growth>& growth) {
+  if (!growth) return nullptr;
+  const auto at = [](const Growth::At& layer) -> Json {
+    return {{"layer", layer.layer}, {"relative_l2", Number(layer.relative_l2)}};
+  };
+  return {{"first", at(growth->first)},
+          {"middle", at(growth->middle)},
+          {"last", at(growth->last)},
+          {"per_layer", Number(growth->per_layer)}};
+}
+
+Json ReplaysJson(const Judged& judged) {
+  if (!judged.reference && !judged.candidate) return nullptr;
+  const auto side = [](const std::optional<Diagnosis>& diagnosis) {
+    return diagnosis ? ReplayJson(*diagnosis) : Json(nullptr);
+  };
+  return {{"reference", side(judged.reference)}, {"candidate", side(judged.candidate)}};
+}
+
 }  // namespace
 
-std::string JsonReport(const CompareResult& result) {
+std::string JsonReport(const CompareResult& result) { return JsonReport(Judged{result}); }
+
+std::string JsonReport(const Judged& judged) {
+  const CompareResult& result = judged.compare;
   Json json;
   json["schema"] = "lockstep-compare/1";
-  json["verdict"] = result.ExitCode() == 0 ? "same" : "different";
-  json["exit_code"] = result.ExitCode();
+  json["verdict"] = judged.ExitCode() == 0 ? "same" : "different";
+  json["exit_code"] = judged.ExitCode();
   json["reference"] = SideJson(result.reference);
   json["candidate"] = SideJson(result.candidate);
   json["tolerance"] = {{"atol", Number(result.atol)}, {"rtol", Number(result.rtol)}};
@@ -228,7 +230,9 @@ std::string JsonReport(const CompareResult& result) {
   json["only_reference"] = ListJson(result.only_reference, OneSidedJson);
   json["only_candidate"] = ListJson(result.only_candidate, OneSidedJson);
   json["notes"] = result.notes;
-  json["points"] = ListJson(result.points, PointJson);
+  json["growth"] = GrowthJson(result.growth);
+  json["points"] = ListJson(JudgedPoints(judged), PointJson);
+  json["replay"] = ReplaysJson(judged);
   // Names come from traces: what is no UTF-8 is replaced.
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }

@@ -5,20 +5,21 @@
 #include <vector>
 
 #include "lockstep/report.h"
+#include "report/columns.h"
+#include "report/compare_table.h"
+#include "report/finding.h"
+#include "report/paint.h"
 #include "report/words.h"
 
 namespace lockstep {
 namespace {
 
-constexpr size_t kLongTable = 60;  // rows; beyond it, layers that are EXCELLENT throughout are folded
-constexpr size_t kNarrowest = 80;
-
-enum class Color { kNone, kGood, kWarning, kBad, kStrong };
-
 class TextWriter {
  public:
-  TextWriter(const CompareResult& result, const TextOptions& options)
-      : result_(result),
+  TextWriter(const Judged& judged, const TextOptions& options)
+      : judged_(judged),
+        result_(judged.compare),
+        points_(JudgedPoints(judged)),
         options_(options),
         width_(std::max(kNarrowest, static_cast<size_t>(std::max(0, options.width)))) {}
 
@@ -29,14 +30,18 @@ class TextWriter {
     WriteHeader();
     WriteFailures();
     WriteWeights();
+    WriteReplays();
     if (!result_.points.empty()) WriteTable();
     Rule();
     WriteFirstDifference();
+    WriteInheritedRounding();
     WriteNextTokens();
     WriteTokens();
     WriteOneSided(result_.only_reference, "reference");
     WriteOneSided(result_.only_candidate, "candidate");
     for (const std::string& note : result_.notes) Line("note: " + Message(note));
+    WriteReplayNotes(judged_.reference, "reference");
+    WriteReplayNotes(judged_.candidate, "candidate");
     WriteCounts();
     WriteVerdict();
     Rule();
@@ -44,13 +49,7 @@ class TextWriter {
   }
 
  private:
-  std::string Paint(const std::string& text, Color color) const {
-    if (!options_.color || color == Color::kNone) return text;
-    constexpr const char* kCodes[] = {"", "\033[32m", "\033[33m", "\033[31m", "\033[1m"};
-    return kCodes[static_cast<size_t>(color)] + text + "\033[0m";
-  }
-
-  void Line(const std::string& text, Color color = Color::kNone) { out_ += Paint(text, color) + "\n"; }
+  void Line(const std::string& text, Color color = Color::kNone) { out_ += Paint(text, color, options_.color) + "\n"; }
   void Rule() { Line(std::string(std::min<size_t>(width_, 120), '=')); }
 
   std::string Name(const std::string& name) const { return Shortened(Escaped(name), 64); }
@@ -106,100 +105,75 @@ class TextWriter {
   // ---- the table
 
   void WriteTable() {
-    MeasureColumns();
     Rule();
-    Line(fmt::format("  {:<16} {:<{}} {} {} {:>9} {:>9} {:>9} {:>9}", "class", "layer", layer_width_,
-                     Padded("point", name_width_), Padded("shape", shape_width_), "max_abs", "max_rel", "cos_sim",
-                     "token_l2"));
-    const std::vector<PointResult>& points = result_.points;
-    const bool fold = !options_.all && points.size() > kLongTable;
-    for (size_t i = 0; i < points.size();) {
-      const size_t end = fold ? EndOfExcellent(i) : i;
-      if (end > i) {
-        WriteFolded(i, end);
-        i = end;
-      } else {
-        WriteRow(points[i++]);
-      }
+    out_ += CompareTable(points_, width_, options_);
+  }
+
+  // ---- what the replay found
+
+  void WriteReplays() {
+    WriteReplay(judged_.reference, "reference");
+    WriteReplay(judged_.candidate, "candidate");
+    if (judged_.reference) out_ += FindingsText(*judged_.reference, "reference: ", width_, options_.color);
+    if (judged_.candidate) out_ += FindingsText(*judged_.candidate, "candidate: ", width_, options_.color);
+  }
+
+  void WriteReplay(const std::optional<Diagnosis>& side, const char* name) {
+    if (!side) return;
+    out_ += Paint(Wrapped("replay     ", fmt::format("{}: {}", name, ReplayCounts(side->replay)), width_),
+                  side->ExitCode() == 0 ? Color::kNone : Color::kBad, options_.color);
+  }
+
+  void WriteReplayNotes(const std::optional<Diagnosis>& side, const char* name) {
+    if (!side) return;
+    for (const std::string& note : side->replay.notes) {
+      Line(fmt::format("note: replay of the {}: {}", name, Message(note)));
     }
   }
 
-  void MeasureColumns() {
-    layer_width_ = 5, name_width_ = 5, shape_width_ = 5;
-    for (const PointResult& point : result_.points) {
-      layer_width_ = std::max(layer_width_, LayerLabel(point).size());
-      name_width_ = std::max(name_width_, TextWidth(Escaped(point.point)));
-      shape_width_ = std::max(shape_width_, PointShape(point).size());
-    }
-    const size_t others = 2 + 17 + layer_width_ + 1 + 1 + shape_width_ + 4 * 10;
-    const size_t room = width_ > others ? width_ - others : 0;
-    name_width_ = std::min(name_width_, std::max<size_t>(room, 12));
-  }
-
-  // The end of a run of whole layers, from `begin` on, that are EXCELLENT throughout; `begin` where there is none.
-  size_t EndOfExcellent(size_t begin) const {
-    const std::vector<PointResult>& points = result_.points;
-    size_t end = begin;
-    if (points[begin].layer < 0 || (begin > 0 && points[begin - 1].layer == points[begin].layer)) return begin;
-    while (end < points.size() && points[end].layer >= 0) {
-      size_t next = end;
-      while (next < points.size() && points[next].layer == points[end].layer) {
-        if (points[next].diff_class != DiffClass::kExcellent || !points[next].reasons.empty()) return end;
-        ++next;
-      }
-      end = next;
-    }
-    return end;
-  }
-
-  void WriteFolded(size_t begin, size_t end) {
-    const int first = result_.points[begin].layer, last = result_.points[end - 1].layer;
-    const std::string layers = first == last ? fmt::format("L{}", first) : fmt::format("L{}-L{}", first, last);
-    Line(fmt::format("  {} {} all {}", Paint(fmt::format("{:<16}", "EXCELLENT"), Color::kGood),
-                     Padded(layers, layer_width_), Count(end - begin, "point")));
-  }
-
-  static Color ColorOf(const PointResult& point) {
-    switch (point.diff_class) {
-      case DiffClass::kExcellent:
-      case DiffClass::kGood: return Color::kGood;
-      case DiffClass::kAcceptable: return Color::kWarning;
-      case DiffClass::kSignificant: return Color::kBad;
-    }
-    return Color::kNone;
-  }
-
-  // The star marks a point that alone makes the run different.
-  void WriteRow(const PointResult& point) {
-    Line(fmt::format("{} {} {} {} {} {:>9} {:>9} {:>9} {:>9}", point.reasons.empty() ? ' ' : '*',
-                     Paint(fmt::format("{:<16}", DiffClassName(point.diff_class)), ColorOf(point)),
-                     Padded(LayerLabel(point), layer_width_),
-                     Padded(Shortened(Escaped(point.point), name_width_), name_width_),
-                     Padded(PointShape(point), shape_width_), fmt::format("{:.2e}", point.max_abs),
-                     fmt::format("{:.2e}", point.max_rel), fmt::format("{:.6f}", point.cosine),
-                     fmt::format("{:.2e}", point.worst_token_relative_l2)));
+  // A large difference, and yet no op is wrong.
+  void WriteInheritedRounding() {
+    const bool large = result_.first_significant || result_.first_failing;
+    if (!judged_.reference || !judged_.candidate || !large || judged_.ExitCode() != 0) return;
+    Line("INHERITED ROUNDING: no op is faulty on either side; what differs is rounding, passed on and added up",
+         Color::kStrong);
+    if (!result_.growth) return;
+    const Growth& growth = *result_.growth;
+    const auto at = [](const Growth::At& layer) { return fmt::format("{:.2e} (L{})", layer.relative_l2, layer.layer); };
+    Line(fmt::format("   relative L2 of layer_output: {}, {}, {}: a factor of {:.3g} a layer", at(growth.first),
+                     at(growth.middle), at(growth.last), growth.per_layer));
   }
 
   // ---- the first difference
 
   void WriteFirstDifference() {
+    const JudgedPoint* significant = nullptr;
     if (result_.first_significant) {
-      const PointResult& point = result_.points[*result_.first_significant];
+      significant = &points_[*result_.first_significant];
+      const PointResult& point = *significant->compared;
       const std::string where = point.layer >= 0 ? fmt::format("LAYER {}: ", point.layer) : "";
       Line(fmt::format("FIRST MAJOR DIFFERENCE DETECTED AT {}{}", where, Name(point.name)), Color::kStrong);
-      WriteEvidence(point);
+      WriteEvidence(*significant);
       if (point.reasons.empty() && point.bound) {
         Line(fmt::format("   within {:.2e}, the bound for 16-bit arithmetic at this depth", *point.bound));
       }
     }
-    if (result_.first_failing && result_.first_failing != result_.first_significant) {
-      const PointResult& point = result_.points[*result_.first_failing];
-      Line(fmt::format("FIRST POINT THAT FAILS: {}", Name(point.name)), Color::kStrong);
-      WriteEvidence(point);
+    const JudgedPoint* failing = FirstFailing();
+    if (failing != nullptr && failing != significant) {
+      Line(fmt::format("FIRST POINT THAT FAILS: {}", Name(failing->compared->name)), Color::kStrong);
+      WriteEvidence(*failing);
     }
   }
 
-  void WriteEvidence(const PointResult& point) {
+  const JudgedPoint* FirstFailing() const {
+    const auto found =
+        std::find_if(points_.begin(), points_.end(), [](const JudgedPoint& point) { return point.fails; });
+    return found == points_.end() ? nullptr : &*found;
+  }
+
+  void WriteEvidence(const JudgedPoint& judged) {
+    const PointResult& point = *judged.compared;
+    WriteOpErrors(judged);
     for (const std::string& reason : point.reasons) Line("   " + Message(reason));
     if (point.elements > 0) {
       Line(fmt::format("   largest difference at {}: reference {}, candidate {}", PlaceText(point.worst),
@@ -215,6 +189,18 @@ class TextWriter {
       Line("   first NaN or infinity on one side only at " + PlaceText(*point.first_non_finite_mismatch));
     }
     if (point.first_mask_mismatch) Line("   masks first differ at " + PlaceText(*point.first_mask_mismatch));
+  }
+
+  void WriteOpErrors(const JudgedPoint& point) {
+    std::vector<std::string> sides;
+    const auto add = [&](const char* side, const LocalError* error) {
+      if (error == nullptr) return;
+      const std::string figure = error->verdict == OpVerdict::kNotObservable ? "" : NoiseText(error->worst_row) + " ";
+      sides.push_back(fmt::format("{} {}{}", side, figure, VerdictWord(error->verdict)));
+    };
+    add("reference", point.reference);
+    add("candidate", point.candidate);
+    if (!sides.empty()) Line(fmt::format("   op error in noise units: {}", fmt::join(sides, ", ")));
   }
 
   // ---- the rest
@@ -285,28 +271,52 @@ class TextWriter {
   }
 
   void WriteVerdict() {
-    if (result_.ExitCode() == 0) return Line("VERDICT: SAME", Color::kGood);
-    std::vector<std::string> parts;
-    if (result_.failing > 0) {
-      parts.push_back(fmt::format("{} beyond tolerance, the first {}", Count(result_.failing, "point"),
-                                  Name(result_.points[*result_.first_failing].name)));
+    if (judged_.ExitCode() == 0) {
+      const bool both = judged_.reference && judged_.candidate;
+      return Line(both ? "VERDICT: SAME (no faulty op on either side)" : "VERDICT: SAME", Color::kGood);
     }
+    std::vector<std::string> parts;
+    AddFaulty(judged_.reference, "reference", &parts);
+    AddFaulty(judged_.candidate, "candidate", &parts);
+    AddBeyondTolerance(&parts);
     if (!result_.failures.empty()) parts.push_back(Count(result_.failures.size(), "completeness failure"));
     if (!result_.weights.empty()) parts.push_back(Count(result_.weights.size(), "different weight"));
-    Line(fmt::format("VERDICT: DIFFERENT ({})", fmt::join(parts, "; ")), Color::kBad);
+    const std::string text = fmt::format("DIFFERENT ({})", fmt::join(parts, "; "));
+    out_ += Paint(Wrapped("VERDICT: ", text, width_), Color::kBad, options_.color);
   }
 
+  void AddFaulty(const std::optional<Diagnosis>& side, const char* name, std::vector<std::string>* parts) const {
+    if (!side || !side->replay.first_faulty) return;
+    parts->push_back(fmt::format("{} in the {}, the first {}", Count(side->replay.faulty, "faulty op"), name,
+                                 Name(side->replay.points[*side->replay.first_faulty].name)));
+  }
+
+  void AddBeyondTolerance(std::vector<std::string>* parts) const {
+    size_t count = 0;
+    const JudgedPoint* first = nullptr;
+    for (const JudgedPoint& point : points_) {
+      if (!point.fails || point.faulty) continue;
+      if (count++ == 0) first = &point;
+    }
+    if (first == nullptr) return;
+    parts->push_back(
+        fmt::format("{} beyond tolerance, the first {}", Count(count, "point"), Name(first->compared->name)));
+  }
+
+  const Judged& judged_;
   const CompareResult& result_;
+  std::vector<JudgedPoint> points_;
   const TextOptions& options_;
   size_t width_;
-  size_t layer_width_ = 0, name_width_ = 0, shape_width_ = 0;
   std::string out_;
 };
 
 }  // namespace
 
 std::string TextReport(const CompareResult& result, const TextOptions& options) {
-  return TextWriter(result, options).Write();
+  return TextReport(Judged{result}, options);
 }
+
+std::string TextReport(const Judged& judged, const TextOptions& options) { return TextWriter(judged, options).Write(); }
 
 }  // namespace lockstep

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "lockstep/points.h"
@@ -89,6 +91,26 @@ std::string Padded(const std::string& text, size_t width) {
   return length < width ? text + std::string(width - length, ' ') : text;
 }
 
+std::string Wrapped(const std::string& label, const std::string& text, size_t width) {
+  const size_t indent = TextWidth(label);
+  std::string out, line = label;
+  size_t used = indent;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find(' ', begin), text.size());
+    const std::string word = text.substr(begin, end - begin);
+    if (used > indent && used + 1 + TextWidth(word) > width) {
+      out += line + "\n";
+      line.assign(indent, ' ');
+      used = indent;
+    }
+    if (used > indent) line += ' ', ++used;
+    line += word;
+    used += TextWidth(word);
+    begin = end + 1;
+  }
+  return out + line + "\n";
+}
+
 std::string PlaceText(const Place& place) {
   std::string text = fmt::format("sequence {}, position {}", place.sequence, place.position);
   if (place.head >= 0) text += fmt::format(", head {}", place.head);
@@ -100,9 +122,35 @@ std::string PointShape(const PointResult& point) {
   return fmt::format("({}, {})", point.rows, fmt::join(point.row_shape, ", "));
 }
 
-std::string LayerLabel(const PointResult& point) {
-  if (point.layer >= 0) return fmt::format("L{}", point.layer);
-  return point.name == PointName(Point::kInputEmbeddings) ? "Input" : "Final";
+std::string LayerLabel(int layer, const std::string& name) {
+  if (layer >= 0) return fmt::format("L{}", layer);
+  return name == PointName(Point::kInputEmbeddings) ? "Input" : "Final";
+}
+
+std::string NoiseText(double error) {
+  if (std::isnan(error)) return "NaN";
+  if (std::isinf(error)) return "inf";
+  if (error < 99.5) return fmt::format("{:.2g}", error);
+  return error < 9999.5 ? fmt::format("{:.0f}", error) : fmt::format("{:.1e}", error);
+}
+
+std::string NoiseCell(double error) {
+  if (error == 0 || !(error < 99.95)) return NoiseText(error);
+  return error < 9.995 ? fmt::format("{:.2f}", error) : fmt::format("{:.1f}", error);
+}
+
+std::string VerdictWord(OpVerdict verdict) {
+  switch (verdict) {
+    case OpVerdict::kClean: return "clean";
+    case OpVerdict::kSuspect: return "SUSPECT";
+    case OpVerdict::kFaulty: return "FAULTY";
+    case OpVerdict::kNotObservable: return "n.o.";
+  }
+  return "";
+}
+
+std::string LayerRange(int first, int last) {
+  return first == last ? fmt::format("L{}", first) : fmt::format("L{}-L{}", first, last);
 }
 
 std::string Count(size_t count, const std::string& noun) {

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "lockstep/compare.h"
+#include "lockstep/replay.h"
 #include "lockstep/report.h"  // Escaped
 
 namespace lockstep {
@@ -17,6 +18,10 @@ std::string Shortened(const std::string& text, size_t width);
 size_t TextWidth(std::string_view text);
 std::string Padded(const std::string& text, size_t width);
 
+// Lines of at most `width` characters, broken at blanks, each with its newline: `label` stands before the first, as
+// many blanks before the others. Words that are longer stay whole.
+std::string Wrapped(const std::string& label, const std::string& text, size_t width);
+
 // "sequence 0, position 5, head 3, channel 17"
 std::string PlaceText(const Place& place);
 
@@ -24,7 +29,19 @@ std::string PlaceText(const Place& place);
 std::string PointShape(const PointResult& point);
 
 // "Input", "L3", "Final"
-std::string LayerLabel(const PointResult& point);
+std::string LayerLabel(int layer, const std::string& name);
+
+// An error in noise units, at most seven characters: "0.93", "4", "312", "3.1e+04", "inf".
+std::string NoiseText(double error);
+
+// The same for a table: "0.90", "4.00", "31.2".
+std::string NoiseCell(double error);
+
+// "clean", "SUSPECT", "FAULTY", "n.o."
+std::string VerdictWord(OpVerdict verdict);
+
+// "L3", "L0-L6"
+std::string LayerRange(int first, int last);
 
 // "1 point", "3 points"
 std::string Count(size_t count, const std::string& noun);

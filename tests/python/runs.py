@@ -44,3 +44,15 @@ def assert_close(result: dict, bound: float = 1e-4) -> None:
         rms = (stats["mean"] ** 2 + stats["std"] ** 2) ** 0.5
         assert point["max_abs"] <= bound * max(1.0, rms), (point["name"], point["max_abs"], rms)
         assert point["mask_mismatches"] == point["non_finite_mismatches"] == 0, point["name"]
+
+
+def replay(trace: Path, out: Path, *options: object, model: Path) -> tuple[int, dict]:
+    """Exit code, and everything that was found."""
+    done = lockstep("replay", trace, "--model", model, "--json", out, *options)
+    assert done.returncode in (0, 1), done.stderr
+    return done.returncode, json.loads(out.read_text())
+
+
+def names(replayed: dict, verdict: str) -> list[str]:
+    """Points of that verdict, in execution order."""
+    return [point["name"] for point in replayed["points"] if point["verdict"] == verdict]

@@ -1,0 +1,78 @@
+#include "report/finding.h"
+
+#include <fmt/format.h>
+
+#include "lockstep/report.h"
+#include "report/paint.h"
+#include "report/words.h"
+
+namespace lockstep {
+namespace {
+
+std::string Fits(const Explanation& explanation, const char* verb) {
+  return fmt::format("{}{}: {}", verb, Escaped(explanation.text), NoiseText(explanation.explained));
+}
+
+std::string CauseText(const Finding& finding) {
+  if (!finding.cause) {
+    if (!finding.next) return "unexplained";
+    return fmt::format("unexplained (the best of the known mistakes, {}, leaves {})", Escaped(finding.next->text),
+                       NoiseText(finding.next->explained));
+  }
+  std::string text =
+      fmt::format("{} (explains it: {}", Escaped(finding.cause->text), NoiseText(finding.cause->explained));
+  for (const Explanation& other : finding.also) text += "; " + Fits(other, "as does ");
+  if (finding.next) text += "; " + Fits(*finding.next, "next best, ");
+  text += ")";
+  if (!finding.cause->advice.empty()) text += ". Usual fix: " + Escaped(finding.cause->advice);
+  return text;
+}
+
+std::string SubjectOf(const Finding& finding) {
+  if (finding.layers.empty()) return Escaped(finding.point);
+  return fmt::format("layer {} {}", LayersText(finding.layers, ".."), Escaped(finding.point));
+}
+
+}  // namespace
+
+std::string LayersText(const std::vector<int>& layers, const char* dash) {
+  std::string text;
+  for (size_t i = 0; i < layers.size();) {
+    size_t last = i;
+    while (last + 1 < layers.size() && layers[last + 1] == layers[last] + 1) ++last;
+    if (!text.empty()) text += ",";
+    text += std::to_string(layers[i]);
+    if (last > i) text += dash + std::to_string(layers[last]);
+    i = last + 1;
+  }
+  return text;
+}
+
+std::string FindingSentence(const Finding& finding) {
+  std::string text = fmt::format("{}: op error {} noise units (clean: < {})", SubjectOf(finding),
+                                 NoiseText(finding.error), NoiseText(finding.clean));
+  for (const Pattern& pattern : finding.patterns) text += ", " + Escaped(pattern.text);
+  return text + " -> " + CauseText(finding);
+}
+
+std::string FindingsText(const Diagnosis& diagnosis, const std::string& who, size_t width, bool color) {
+  std::string out;
+  for (const Finding& finding : diagnosis.findings) {
+    out += Paint(Wrapped("FAULT      ", who + FindingSentence(finding), width), Color::kBad, color);
+    out += "           Worst at " + PlaceText(finding.worst) + ".\n";
+  }
+  for (const std::string& layout : diagnosis.layouts) out += Wrapped("LAYOUT     ", who + Escaped(layout), width);
+  return out;
+}
+
+std::string ReplayCounts(const ReplayResult& replay) {
+  std::string text = fmt::format("{}, {} clean", Count(replay.points.size(), "op"), replay.clean);
+  if (replay.suspect > 0) text += fmt::format(", {} SUSPECT", replay.suspect);
+  if (replay.faulty > 0) text += fmt::format(", {} FAULTY", replay.faulty);
+  if (replay.not_observable > 0) text += fmt::format(", {} not observable", replay.not_observable);
+  if (replay.first_faulty)
+    text += "; the first faulty one " + Shortened(Escaped(replay.points[*replay.first_faulty].name), 64);
+  return text;
+}
+
+}  // namespace lockstep
