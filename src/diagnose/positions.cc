@@ -194,6 +194,8 @@ Map Described(const std::map<TokenAt, int32_t>& found) {
 
 }  // namespace
 
+int32_t FirstOfCall(const TraceRuns& runs, const TokenAt& token) { return PlaceOf(runs, token).first_of_step; }
+
 void AddPositions(const Case& fault, std::vector<Hypothesis>* out) {
   const auto add = [&](const Map& map) {
     AddRow(fault, {map.cause, map.text, [&](OpCall& c) { c.rope.position = map.position; }}, out);
