@@ -7,13 +7,14 @@ BUILD := build/$(PRESET)
 LOCKSTEP := $(BUILD)/src/lockstep
 INPUT ?= In the beginning God created the heaven and the earth.
 
-.PHONY: help demo test test-release test-asan build bootstrap bootstrap-dev check points install clean
+.PHONY: help demo test test-release test-asan build bootstrap bootstrap-dev check zoo points install clean
 
 help:
 	@echo "make demo    install what is missing, build, and compare the C++ engine with PyTorch on the bundled model"
 	@echo "make test    install what is missing, build, and run every test"
 	@echo "make build   only build; the program is $(LOCKSTEP)"
 	@echo "make check   formatting and static checks (tools/check --fix repairs the formatting)"
+	@echo "make zoo     run all planted bugs and correct runs before the judge, and write docs/accuracy.md"
 	@echo "make points  regenerate python/lockstep/points.json and docs/points.md from the point table"
 	@echo "make clean   remove build/ and .venv/"
 
@@ -44,6 +45,9 @@ bootstrap-dev:
 
 check: bootstrap-dev
 	tools/check
+
+zoo: bootstrap-dev build
+	.venv/bin/python tests/zoo/run.py
 
 points: build
 	cmake --build $(BUILD) --target lockstep_points

@@ -130,6 +130,7 @@ enum class FailureKind : uint8_t {
   kAllZero,      // zeros where the other side has none
   kSameAsLayer,  // byte-identical to another layer's
   kSameAsStep,   // byte-identical to another step's
+  kIdentity,     // what holds in every correct implementation does not: a copy that is none, RoPE that changes norms
 };
 std::string_view FailureKindName(FailureKind kind);  // "missing", "all-zero", …
 
@@ -162,6 +163,54 @@ struct NextTokens {
   int64_t compared = 0;
   int64_t agree = 0;
   std::vector<Difference> differences;  // in order of sequence and position, at most 100
+};
+
+// One side's choice of the next token after a row of logits.
+struct TokenSide {
+  int32_t next = -1;  // as recorded (next_token), else the token of the largest logit
+  // The largest logits, the first of equals first; -1 where there are fewer. NaN and -inf are never among them.
+  std::array<int32_t, 5> ids{};
+  std::array<float, 5> values{};
+  double margin = 0;  // between the largest and the second
+  double gap = 0;     // between the largest and that of the token that is the other side's largest
+};
+
+// Logits after one token that both sides have.
+struct TokenRow {
+  int sequence = -1;  // the reference's number
+  int position = -1;
+  TokenSide reference;
+  TokenSide candidate;
+  bool same_top = false;  // the same token has the largest logit
+  int common_top5 = 0;    // tokens that are among the five largest of both
+  int common_top10 = 0;
+  double kl = 0;  // KL(reference || candidate) of the softmaxes, in nats; NaN where a row holds NaN or +inf
+  // Of the differences candidate - reference over the vocabulary: the noise in the logits, whatever its cause.
+  double noise_rms = 0;
+  double noise_max = 0;
+  double noise_relative_l2 = 0;  // against the reference's row
+  double noise_reach = 0;        // two logits closer than that may change places (docs/compare.md)
+  int64_t non_finite_mismatches = 0;
+  bool within_noise = false;  // the noise can change the choice
+  bool near_tie = false;      // and is small enough to be rounding
+
+  bool same_next() const { return reference.next == candidate.next; }
+};
+
+// Which tokens the logits choose, wherever both sides have a row of them.
+struct TokenComparison {
+  std::vector<TokenRow> rows;  // by sequence and position
+  int64_t same_top = 0;        // rows
+  int64_t same_next = 0;
+  int64_t near_ties = 0;
+  int64_t different_near_ties = 0;  // rows where `next` differs and that are near ties
+  double mean_common_top5 = 0;
+  double mean_common_top10 = 0;
+  int64_t rows_with_kl = 0;  // those where it is a number
+  double mean_kl = 0;
+  std::optional<size_t> max_kl_row;  // index in `rows`
+  // The first row where `next` differs: from there on, two free runs go different ways.
+  std::optional<size_t> first_different;
 };
 
 struct SideSummary {
@@ -212,6 +261,7 @@ struct CompareResult {
   std::vector<OneSidedPoint> only_reference;
   std::vector<OneSidedPoint> only_candidate;
   NextTokens next_tokens;
+  TokenComparison tokens;  // without rows where no logits are in common
   std::vector<std::string> notes;
   std::optional<Growth> growth;      // none: the `layer_output` of fewer than two layers differs
   std::optional<double> atol, rtol;  // as asked for

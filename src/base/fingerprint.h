@@ -19,7 +19,9 @@ constexpr uint64_t SplitMix64(uint64_t k) {
 
 constexpr uint64_t FingerprintFactor(uint64_t k) { return SplitMix64(k) | 1; }
 
-// data: [rows, columns] of F32, BF16 or F16, rows one after the other. 16 hex digits.
-std::string FingerprintOfMatrix(DType dtype, const std::byte* data, int64_t rows, int64_t columns);
+// data: [rows, columns] of F32, BF16 or F16, rows one after the other. rounded_to: of the values rounded to F32 (which
+// changes none), BF16 or F16. 16 hex digits.
+std::string FingerprintOfMatrix(DType dtype, const std::byte* data, int64_t rows, int64_t columns,
+                                DType rounded_to = DType::kF32);
 
 }  // namespace lockstep

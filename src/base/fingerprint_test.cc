@@ -4,6 +4,7 @@
 
 #include <bit>
 #include <cstdio>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -45,6 +46,17 @@ TEST(Fingerprint, IsTheSameForEveryStorageThatHoldsTheValues) {
   const std::vector<uint16_t> bf16 = {0x3F80, 0xC000, 0x3F00, 0x4040};  // 1, -2, 0.5, 3
   const auto* data = reinterpret_cast<const std::byte*>(bf16.data());
   EXPECT_EQ(FingerprintOfMatrix(DType::kBF16, data, 2, 2), Hash({1, -2, 0.5f, 3}, 2));
+}
+
+TEST(Fingerprint, OfRoundedValues) {
+  const std::vector<float> values = {1.0f + 0x1p-8f, 1.0f + 0x1.8p-8f, 0x1p-20f, 3};
+  const auto* data = reinterpret_cast<const std::byte*>(values.data());
+  EXPECT_EQ(FingerprintOfMatrix(DType::kF32, data, 2, 2, DType::kF32), Hash(values, 2));
+  EXPECT_EQ(FingerprintOfMatrix(DType::kF32, data, 2, 2, DType::kBF16), Hash({1, 1.0f + 0x1p-7f, 0x1p-20f, 3}, 2));
+  EXPECT_EQ(FingerprintOfMatrix(DType::kF32, data, 2, 2, DType::kF16), Hash(values, 2));
+  const std::vector<float> fine = {1.0f + 0x1p-11f, 1e6f};
+  EXPECT_EQ(FingerprintOfMatrix(DType::kF32, reinterpret_cast<const std::byte*>(fine.data()), 1, 2, DType::kF16),
+            Hash({1, std::numeric_limits<float>::infinity()}, 2));
 }
 
 }  // namespace

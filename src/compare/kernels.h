@@ -64,6 +64,13 @@ struct Limit {
   double rtol = 0;
 };
 
+// Sums over the softmaxes of a row of logits, with x = a - largest_a and y = b - largest_b.
+struct SoftmaxSums {
+  double a = 0;         // of exp(x)
+  double b = 0;         // of exp(y)
+  double weighted = 0;  // of exp(y) (y - x)
+};
+
 // One instruction set's loops. REQUIRES (all): 0 < count <= kChunk.
 struct Kernels {
   const char* name;
@@ -75,6 +82,8 @@ struct Kernels {
   ChunkSums (*sum_equal)(const Pairs& pairs, size_t part, Products* parts);
   // Index of the first pair with |a - b| == difference. REQUIRES: there is one.
   size_t (*find)(const Pairs& pairs, double difference);
+  // REQUIRES: all values finite and at most as large as the largest; count a multiple of 16.
+  SoftmaxSums (*softmax)(const Pairs& pairs, double largest_a, double largest_b);
 };
 
 // All that this machine can run, the widest last.

@@ -512,6 +512,38 @@ size_t Find(const Pairs& pairs, double difference) {
   return 0;
 }
 
+// exp(x) for x <= 0 to about 1e-15 of it, e^-708 for all that is less. The same bits everywhere: no fused multiply-add.
+LOCKSTEP_INLINE void Exp(const F64& below, F64& result) {
+  constexpr double kLog2E = 0x1.71547652b82fep0, kLn2High = 0x1.62e42fee00000p-1, kLn2Low = 0x1.a39ef35793c76p-33;
+  constexpr double kRound = 0x1.8p52;  // sums with it are whole, and end in the bits of the whole number
+  const F64 x = below > -708.0 ? below : F64{} - 708.0;
+  const F64 shifted = x * kLog2E + kRound, n = shifted - kRound;
+  const F64 r = (x - n * kLn2High) - n * kLn2Low;  // |r| <= ln(2) / 2
+  constexpr double kInverseFactorials[] = {1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
+                                           1.0 / 5040,     1.0 / 720,     1.0 / 120,    1.0 / 24,
+                                           1.0 / 6,        1.0 / 2,       1.0,          1.0};
+  F64 sum = F64{} + kInverseFactorials[0];
+  for (size_t i = 1; i < std::size(kInverseFactorials); ++i) sum = sum * r + kInverseFactorials[i];
+  result = sum * (F64)(((I64)shifted + 1023) << 52);
+}
+
+template <typename T>
+SoftmaxSums Softmax(const Pairs& pairs, double largest_a, double largest_b) {
+  double sum_a[kLanes], sum_b[kLanes], weighted[kLanes];
+  for (size_t lane = 0; lane < kLanes; lane += kNative) {
+    F64 a = {}, b = {}, w = {};
+    ForHalfGroups<T>(pairs, lane, [&](const F64& value_a, const F64& value_b) LOCKSTEP_LAMBDA {
+      const F64 x = value_a - largest_a, y = value_b - largest_b;
+      F64 p, q;
+      Exp(x, q), Exp(y, p);
+      a += q, b += p;
+      w += p * (y - x);
+    });
+    Put(a, lane, sum_a), Put(b, lane, sum_b), Put(w, lane, weighted);
+  }
+  return {Total(sum_a), Total(sum_b), Total(weighted)};
+}
+
 ChunkScan ScanAny(const Pairs& pairs) { return pairs.format == Format::kF32 ? Scan<F32>(pairs) : Scan<Bf16>(pairs); }
 
 template <typename T>
@@ -533,4 +565,9 @@ size_t FindAny(const Pairs& pairs, double difference) {
   return pairs.format == Format::kF32 ? Find<F32>(pairs, difference) : Find<Bf16>(pairs, difference);
 }
 
-constexpr Kernels kKernels = {LOCKSTEP_ISA_NAME, ScanAny, SumAny, SumEqualAny, FindAny};
+SoftmaxSums SoftmaxAny(const Pairs& pairs, double largest_a, double largest_b) {
+  return pairs.format == Format::kF32 ? Softmax<F32>(pairs, largest_a, largest_b)
+                                      : Softmax<Bf16>(pairs, largest_a, largest_b);
+}
+
+constexpr Kernels kKernels = {LOCKSTEP_ISA_NAME, ScanAny, SumAny, SumEqualAny, FindAny, SoftmaxAny};

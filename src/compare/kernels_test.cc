@@ -282,5 +282,38 @@ TEST(KernelsTest, InstructionSetsDoNotShow) {
   });
 }
 
+TEST(KernelsTest, SoftmaxIsTheDefinitionAndTheSameOnEveryInstructionSet) {
+  for (Format format : {Format::kBF16, Format::kF32}) {
+    for (const size_t count : {size_t{16}, size_t{48}, kChunk}) {
+      Sides sides(format, count, 3);
+      std::vector<float>&a = sides.a.floats, &b = sides.b.floats;
+      for (std::vector<float>* side : {&a, &b}) {
+        for (float& value : *side) value = std::remainder(value * 37, 60.0f);
+      }
+      a[5] = b[7] = -1e38f;
+      sides.a = Values(format, a), sides.b = Values(format, b);
+      const Pairs pairs = {format, sides.a.bytes.data() + 1, sides.b.bytes.data() + 1, count};
+      const double largest_a = *std::max_element(a.begin(), a.end()), largest_b = *std::max_element(b.begin(), b.end());
+      long double sum_a = 0, sum_b = 0, weighted = 0;
+      for (size_t i = 0; i < count; ++i) {
+        const long double x = a[i] - static_cast<long double>(largest_a),
+                          y = b[i] - static_cast<long double>(largest_b);
+        sum_a += std::exp(x), sum_b += std::exp(y), weighted += std::exp(y) * (y - x);
+      }
+      const SoftmaxSums first = AvailableKernels()[0]->softmax(pairs, largest_a, largest_b);
+      EXPECT_NEAR(first.a, static_cast<double>(sum_a), 1e-14 * first.a);
+      EXPECT_NEAR(first.b, static_cast<double>(sum_b), 1e-14 * first.b);
+      EXPECT_NEAR(first.weighted, static_cast<double>(weighted),
+                  1e-13 * std::abs(static_cast<double>(weighted)) + 1e-13);
+      for (const Kernels* kernels : AvailableKernels()) {
+        const SoftmaxSums sums = kernels->softmax(pairs, largest_a, largest_b);
+        EXPECT_EQ(sums.a, first.a) << kernels->name;
+        EXPECT_EQ(sums.b, first.b) << kernels->name;
+        EXPECT_EQ(sums.weighted, first.weighted) << kernels->name;
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace lockstep

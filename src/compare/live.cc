@@ -10,6 +10,7 @@
 #include "base/safetensors.h"
 #include "compare/classify.h"
 #include "compare/config.h"
+#include "compare/logits.h"
 #include "compare/shapes.h"
 #include "compare/views.h"
 #include "lockstep/compare.h"
@@ -215,6 +216,10 @@ bool LiveComparison::Impl::Compare(const TraceTensor& tensor, const std::vector<
     digests[at] = found[i];
   }
   if (!joined.empty()) sums.totals.Merge(totals);
+  if (tensor.name == PointName(Point::kLogits)) {
+    const std::vector<TokenRow> rows = MeasureLogits(point.reference.pieces, pieces, joined);
+    sums.tokens.insert(sums.tokens.end(), rows.begin(), rows.end());
+  }
   return !joined.empty() && Differs(tensor, point, totals);
 }
 

@@ -70,6 +70,8 @@ class LiveTest : public testing::Test {
       record(prefix + "attn_q_rope", values.data(), heads, strides);
       if (layer != missing_layer_) record(prefix + "layer_output", values.data(), {count, kWidth}, {row, 1});
     }
+    const std::vector<std::byte> logits = Values(tokens, 3, noise, stride);
+    record("logits", logits.data(), {count, kWidth}, {row, 1});
   }
 
   template <typename Begin>
@@ -157,7 +159,8 @@ TEST_F(LiveTest, OneShot) {
   const CompareResult result = Check({Tokens(0, 0, 900)}, {Tokens(0, 0, 900)}, 1e-3);
   EXPECT_EQ(result.ExitCode(), 0);
   EXPECT_EQ(differing_, 0);
-  EXPECT_EQ(result.points.size(), 6u);
+  EXPECT_EQ(result.points.size(), 7u);
+  EXPECT_EQ(result.tokens.rows.size(), 900u);
   EXPECT_EQ(result.next_tokens.compared, 900);
 }
 
@@ -166,7 +169,7 @@ TEST_F(LiveTest, F32WithATolerance) {
   const CompareResult result =
       Check({Tokens(0, 0, 50)}, {Tokens(0, 0, 50)}, 0.5, kWidth, {.rtol = 1e-3, .layers = "1-2"});
   EXPECT_EQ(result.ExitCode(), 1);
-  EXPECT_EQ(differing_, 4);
+  EXPECT_EQ(differing_, 5);
 }
 
 TEST_F(LiveTest, ChunksDecodeAndABatch) {

@@ -9,9 +9,10 @@ namespace {
 
 constexpr size_t kMaxDifferences = 100;
 
-// The last choice after every token.
-std::map<Key, int32_t> Choices(const SideRuns& side, const std::map<int, int>& numbers) {
-  std::map<Key, int32_t> choices;
+}  // namespace
+
+Choices RecordedChoices(const SideRuns& side, const std::map<int, int>& numbers) {
+  Choices choices;
   for (const StepTensors& where : side.next_tokens) {
     const Run& run = side.runs[where.run];
     const TraceStep& step = run.Tokens(where.step);
@@ -29,15 +30,11 @@ std::map<Key, int32_t> Choices(const SideRuns& side, const std::map<int, int>& n
   return choices;
 }
 
-}  // namespace
-
-NextTokens CompareNextTokens(const SideRuns& reference, const std::map<int, int>& reference_numbers,
-                             const SideRuns& candidate, const std::map<int, int>& candidate_numbers) {
+NextTokens CompareNextTokens(const Choices& reference, const Choices& candidate) {
   NextTokens tokens;
-  const auto theirs = Choices(candidate, candidate_numbers);
-  for (const auto& [key, choice] : Choices(reference, reference_numbers)) {
-    const auto other = theirs.find(key);
-    if (other == theirs.end()) continue;
+  for (const auto& [key, choice] : reference) {
+    const auto other = candidate.find(key);
+    if (other == candidate.end()) continue;
     ++tokens.compared;
     if (other->second == choice) {
       ++tokens.agree;

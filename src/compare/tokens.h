@@ -1,6 +1,7 @@
-// The greedy choices of both sides.
+// The greedy choices of both sides, as they recorded them.
 #pragma once
 
+#include <cstdint>
 #include <map>
 
 #include "compare/join.h"
@@ -8,8 +9,11 @@
 
 namespace lockstep {
 
-// `reference_numbers`, `candidate_numbers`: to the reference's sequence numbers, paired ones only.
-NextTokens CompareNextTokens(const SideRuns& reference, const std::map<int, int>& reference_numbers,
-                             const SideRuns& candidate, const std::map<int, int>& candidate_numbers);
+using Choices = std::map<Key, int32_t>;
+
+// The last choice after every token. `numbers`: to the reference's sequence numbers, paired ones only.
+Choices RecordedChoices(const SideRuns& side, const std::map<int, int>& numbers);
+
+NextTokens CompareNextTokens(const Choices& reference, const Choices& candidate);
 
 }  // namespace lockstep

@@ -12,6 +12,8 @@
 #include "compare/completeness.h"
 #include "compare/config.h"
 #include "compare/growth.h"
+#include "compare/identities.h"
+#include "compare/logits.h"
 #include "compare/metrics.h"
 #include "compare/shapes.h"
 #include "compare/tokens.h"
@@ -74,6 +76,7 @@ class Comparison {
       for (const SideRuns* side : {&reference_, &candidate_}) Release(*side, names[i]);
       if (options_.progress) options_.progress(i + 1, names.size());
     }
+    CheckIdentitiesOfSides();
     Finish(names);
     return std::move(result_);
   }
@@ -161,6 +164,14 @@ class Comparison {
     }
   }
 
+  // A live candidate's values are gone.
+  void CheckIdentitiesOfSides() {
+    const auto wanted = [&](const std::string& name) { return Wanted(name); };
+    CheckIdentities(reference_, reference_numbers_, heads_.head_dim, wanted, &result_.failures);
+    if (measured_ != nullptr) return;
+    CheckIdentities(candidate_, candidate_numbers_, heads_.head_dim, wanted, &result_.failures);
+  }
+
   void LearnModel(const std::vector<std::string>& names) {
     heads_ = HeadsOf(reference_, candidate_);
     num_layers_ = static_cast<int>(std::min<int64_t>(
@@ -212,7 +223,8 @@ class Comparison {
     }
     PointResult result = Describe(name, point);
     const RowHashes hashes = Measure(name, point, &result);
-    const double u = std::max({roundoff_, UnitRoundoff(result.reference.dtype), UnitRoundoff(result.candidate.dtype)});
+    if (name == PointName(Point::kLogits)) CompareLogits(name, point, result);
+    const double u = RoundoffOf(result);
     Judge(u, num_layers_, &result);
 
     const double distinct = std::max(1e-4, 2 * u);
@@ -251,6 +263,18 @@ class Comparison {
     for (size_t i = 0; i < order.size(); ++i) keep(order[i], digests[i]);
     Fill(totals, result);
     return hashes;
+  }
+
+  void CompareLogits(const std::string& name, const Collected& point, const PointResult& result) {
+    token_rows_ = measured_ != nullptr
+                      ? measured_->at(name).tokens
+                      : MeasureLogits(point.reference.pieces, point.candidate.pieces, point.joined.rows);
+    logits_roundoff_ = RoundoffOf(result);
+  }
+
+  // The coarser side's.
+  double RoundoffOf(const PointResult& point) const {
+    return std::max({roundoff_, UnitRoundoff(point.reference.dtype), UnitRoundoff(point.candidate.dtype)});
   }
 
   static PointResult Describe(const std::string& name, const Collected& point) {
@@ -328,7 +352,6 @@ class Comparison {
       throw Error("the two sides have no row in common in any of their " + std::to_string(names.size()) +
                   " common points; were different rows or steps selected (LOCKSTEP_ROWS, LOCKSTEP_STEPS)?");
     }
-    result_.growth = GrowthOf(result_.points);
     for (size_t i = 0; i < result_.points.size(); ++i) {
       const PointResult& point = result_.points[i];
       if (!result_.first_significant && point.diff_class == DiffClass::kSignificant) result_.first_significant = i;
@@ -337,7 +360,12 @@ class Comparison {
       result_.bit_identical += point.bit_identical;
       result_.failing += !point.reasons.empty();
     }
-    result_.next_tokens = CompareNextTokens(reference_, reference_numbers_, candidate_, candidate_numbers_);
+    result_.growth = GrowthOf(result_.points);
+    const Choices reference = RecordedChoices(reference_, reference_numbers_);
+    const Choices candidate = RecordedChoices(candidate_, candidate_numbers_);
+    result_.next_tokens = CompareNextTokens(reference, candidate);
+    result_.tokens =
+        JudgeTokens(std::move(token_rows_), reference, candidate, RelativeL2Bound(logits_roundoff_, num_layers_));
   }
 
   const CompareOptions& options_;
@@ -353,6 +381,8 @@ class Comparison {
   std::map<std::string, std::vector<LayerHashes>> layer_hashes_;  // by point
   std::set<std::string> layouts_noted_;
   std::vector<std::string> without_rows_;
+  std::vector<TokenRow> token_rows_;
+  double logits_roundoff_ = 0;
   CompareResult result_;
 };
 

@@ -15,6 +15,7 @@ namespace lockstep {
 struct MeasuredPoint {
   Totals totals;
   std::vector<std::vector<RowDigest>> digests;  // by piece and row of the candidate
+  std::vector<TokenRow> tokens;                 // of logits
 };
 using MeasuredPoints = std::map<std::string, MeasuredPoint>;  // by name
 

@@ -30,6 +30,9 @@ struct Hypothesis {
   std::string text;    // completes "the op …": "rotates interleaved pairs instead of halves"
   std::string advice;  // how it is usually fixed
   OpCall call;
+  // What was fitted to the sample: nothing, a figure, or a map or vector. Of hypotheses that explain a fault the least
+  // free is named.
+  int freedom = 0;
 };
 
 // Adds what is worth trying in this case. Each stands for one kind of op and is registered in the catalogue.
@@ -47,5 +50,7 @@ void ProposeForAnyOp(const Case& fault, std::vector<Hypothesis>* out);
 
 // What the error looks like, the most telling first; never empty for a faulty op.
 std::vector<Pattern> DescribePatterns(const Case& fault);
+// "some-layers" or "all-layers", of the layers that a finding shows in.
+std::vector<Pattern> LayerPatterns(const std::vector<int>& faulty, int num_layers);
 
 }  // namespace lockstep

@@ -17,6 +17,8 @@ constexpr int64_t kSegment = 64;  // keys
 
 double Square(double x) { return x * x; }
 
+double Capped(double score, double cap) { return cap > 0 ? cap * std::tanh(score / cap) : score; }
+
 // Keys and values of one key/value head, as the cache holds them.
 struct HeadCache {
   std::vector<double> keys;                  // [keys, d]
@@ -75,7 +77,12 @@ struct ScoreNoise {
 class HeadBlock {
  public:
   HeadBlock(const HeadCache& cache, const OpCall& call, const Arithmetic& arithmetic, int64_t keys, int64_t cached)
-      : cache_(cache), noise_(call, arithmetic), d_(call.head_dim), keys_(keys), cached_(cached) {}
+      : cache_(cache),
+        params_(call.attention),
+        noise_(call, arithmetic),
+        d_(call.head_dim),
+        keys_(keys),
+        cached_(cached) {}
 
   // q, q_variance (or null): the first row's head; out, variance: where its results go. All with `stride` from row to
   // row.
@@ -115,7 +122,7 @@ class HeadBlock {
       double v = noise_.Variance(scores_[i], score_variance_[i]);
       if (!inherited_.empty()) v += Square(noise_.scale) * inherited_[i];
       score_variance_[i] = static_cast<float>(v);
-      scores_[i] *= noise_.scale;
+      scores_[i] = Capped(scores_[i] * noise_.scale, params_.softcap);
     }
   }
 
@@ -130,10 +137,12 @@ class HeadBlock {
   void Softmax(int64_t r, const KeyRange& seen) {
     double* s = scores_.data() + r * keys_;
     double largest = -INFINITY, sum = 0;
+    const Grid plain(params_.plain_softmax);
+    const bool is_plain = params_.plain_softmax != DType::kF64;
     for (int64_t j = seen.begin; j < seen.end; ++j) largest = std::max(largest, s[j]);
     for (int64_t j = 0; j < keys_; ++j) {
       const bool is_seen = j >= seen.begin && j < seen.end;
-      s[j] = is_seen ? std::exp(s[j] - largest) : 0;
+      s[j] = !is_seen ? 0 : is_plain ? plain.Round(std::exp(plain.Round(s[j]))) : std::exp(s[j] - largest);
       sum += s[j];
     }
     const double a = noise_.a;
@@ -198,6 +207,7 @@ class HeadBlock {
   }
 
   const HeadCache& cache_;
+  const AttentionParams& params_;
   const ScoreNoise noise_;
   const int64_t d_, keys_, cached_;
   std::vector<double> q_, scores_;
@@ -256,7 +266,7 @@ Block Scores(const Block& q, const Block& k, const std::vector<KeyRange>& seen, 
           dot += product;
           squares += Square(product);
         }
-        y.Row(r)[h * columns + j] = dot * noise.scale;
+        y.Row(r)[h * columns + j] = Capped(dot * noise.scale, call.attention.softcap);
         y.Variance(r)[h * columns + j] = noise.Variance(dot, squares);
       }
     }

@@ -149,12 +149,6 @@ class Judgement {
 
 }  // namespace
 
-double NoiseUnits(double captured, double expected, double variance) {
-  if (captured == expected) return 0;
-  if (!std::isfinite(captured) || variance <= 0) return INFINITY;
-  return (captured - expected) / std::sqrt(variance);
-}
-
 Limits LimitsOf(Op op, const Arithmetic& arithmetic, bool bridged) {
   // Rounding to 16 bits is nearly all of the noise there, and bounded; in F32 the order of long sums shows.
   const Grid grid(arithmetic.storage);

@@ -1,6 +1,7 @@
 // Captured rows against recomputed ones, in noise units.
 #pragma once
 
+#include <cmath>
 #include <functional>
 #include <vector>
 
@@ -47,6 +48,10 @@ PointErrors Judge(Evaluator& evaluator, const OpCall& call, const std::vector<To
 
 // The error of one element in noise units; infinite where only `captured` is not finite. variance 0 means exact: then
 // every difference is beyond all limits.
-double NoiseUnits(double captured, double expected, double variance);
+inline double NoiseUnits(double captured, double expected, double variance) {
+  if (captured == expected) return 0;
+  if (!std::isfinite(captured) || variance <= 0) return INFINITY;
+  return (captured - expected) / std::sqrt(variance);
+}
 
 }  // namespace lockstep

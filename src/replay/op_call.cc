@@ -14,15 +14,20 @@ using enum Point;
 struct Stored {
   const Weight* weight;
   int64_t columns;
-  Grid grid;
+  DType dtype;
+
+  // Whether each number of the stored dtype is one of `dtype`, too.
+  bool IsExact() const { return dtype == weight->dtype || dtype == DType::kF64 || dtype == DType::kF32; }
 
   // out: [count, columns]
   void Read(int64_t begin, int64_t count, double* out) const {
     WithStorageType(weight->dtype, [&]<typename T>() {
-      for (int64_t i = 0; i < count * columns; ++i) {
-        out[i] = grid.Round(ToFloat(LoadElement<T>(weight->data, static_cast<size_t>(begin * columns + i))));
-      }
+      const std::byte* data = weight->data + begin * columns * static_cast<int64_t>(sizeof(T));
+      for (int64_t i = 0; i < count * columns; ++i) out[i] = ToFloat(LoadElement<T>(data, static_cast<size_t>(i)));
     });
+    if (IsExact()) return;
+    const Grid grid(dtype);
+    for (int64_t i = 0; i < count * columns; ++i) out[i] = grid.Round(out[i]);
   }
 };
 
@@ -62,7 +67,7 @@ std::shared_ptr<Matrix> ReplayModel::Weight(const std::string& name, DType dtype
   const lockstep::Weight& weight = checkpoint_.Get(name);
   const int64_t columns = weight.shape.back();
   const int64_t rows = weight.shape.size() == 1 ? 1 : weight.shape.front();
-  const Stored stored = {&weight, columns, Grid(dtype)};
+  const Stored stored = {&weight, columns, dtype};
   return std::make_shared<Matrix>(
       Matrix{rows, columns, [stored](int64_t begin, int64_t count, double* out) { stored.Read(begin, count, out); }});
 }

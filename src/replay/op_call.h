@@ -63,24 +63,28 @@ struct RopeParams {
   double magnitude = 1;                            // of cos and sin
   int times = 1;                                   // applied; 0: skipped
   DType tables = DType::kF64;                      // in which the angles are rounded (F64: not at all)
+  DType values = DType::kF64;                      // in which cos and sin are rounded
   std::function<double(const TokenAt&)> position;  // null: the token's own
 };
 
 struct AttentionParams {
   double scale = 0;
-  std::vector<int> kv_head;     // [query heads] the key/value head that each reads
-  std::vector<int> out_head;    // [query heads] where its result stands; empty: in order
-  int64_t mask_shift = 0;       // keys up to the row's position + mask_shift are seen
-  bool causal = true;           // false: all keys of the sequence that were written up to the step
-  int64_t window = 0;           // only the last so many keys; 0: all
-  bool this_step_only = false;  // keys of earlier calls are not seen
-  int64_t key_shift = 0;        // key j is read where key j - key_shift lies (rows of the cache off by so many)
+  std::vector<int> kv_head;                         // [query heads] the key/value head that each reads
+  std::vector<int> out_head;                        // [query heads] where its result stands; empty: in order
+  int64_t mask_shift = 0;                           // keys up to the row's position + mask_shift are seen
+  std::function<int64_t(const TokenAt&)> last_key;  // position of the last key seen; null: by mask_shift
+  bool causal = true;                               // false: all keys of the sequence that were written up to the step
+  int64_t window = 0;                               // only the last so many keys; 0: all
+  bool this_step_only = false;                      // keys of earlier calls are not seen
+  int64_t key_shift = 0;  // key j is read where key j - key_shift lies (rows of the cache off by so many)
   int64_t value_shift = 0;
+  double softcap = 0;                 // scores become cap * tanh(score / cap); 0: they stay
+  DType plain_softmax = DType::kF64;  // exp in that dtype, without subtracting the maximum; F64: a right softmax
   // The keys of another sequence than the row's; null: its own. -1: none.
   std::function<int(const TokenAt&)> sequence;
 };
 
-enum class Activation : uint8_t { kSilu, kGelu, kGeluTanh, kRelu, kSigmoid, kIdentity };
+enum class Activation : uint8_t { kSilu, kGelu, kGeluTanh, kRelu, kSigmoid, kIdentity, kQuickGelu };
 
 struct SwiGluParams {
   Activation activation = Activation::kSilu;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "base/round.h"
+
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define LOCKSTEP_X86_KERNELS
 #endif

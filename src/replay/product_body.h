@@ -30,7 +30,7 @@ void Tile(const T* x, int64_t x_stride, const T* panel, int64_t depth, int64_t c
     const V w0 = *reinterpret_cast<const V*>(panel + k * kPanel<T>);
     const V w1 = *reinterpret_cast<const V*>(panel + k * kPanel<T> + kLanes);
     for (int64_t r = 0; r < kRows; ++r) {
-      const V value = V{} + x[r * x_stride + k];
+      const V value = x[r * x_stride + k] - V{};  // in all lanes; x - 0 is x, also where x is -0
       sums[r][0] += value * w0;
       sums[r][1] += value * w1;
     }
@@ -41,23 +41,26 @@ void Tile(const T* x, int64_t x_stride, const T* panel, int64_t depth, int64_t c
   }
 }
 
+// A tile of x stays in the first-level cache while it meets all panels, which stay in the second.
 template <typename T>
 void Multiply(Strided<const T> x, int64_t rows, Strided<const T> w, int64_t columns, int64_t depth, Strided<T> y) {
-  thread_local std::vector<T> panel;
-  panel.resize(static_cast<size_t>(kDepthBlock * kPanel<T>));
+  thread_local std::vector<T> panels;
+  panels.resize(static_cast<size_t>(RoundUp(columns, kPanel<T>) * kDepthBlock));
   for (int64_t begin = 0; begin < depth || begin == 0; begin += kDepthBlock) {
     const int64_t count = std::min(kDepthBlock, depth - begin);
     for (int64_t j = 0; j < columns; j += kPanel<T>) {
-      const int64_t width = std::min(kPanel<T>, columns - j);
-      PackPanel(w.data + j * w.stride + begin, width, count, w.stride, panel.data());
-      const auto tile = [&]<int64_t kRows>(int64_t r) {
-        Tile<T, kRows>(x.data + r * x.stride + begin, x.stride, panel.data(), count, width, begin == 0,
-                       y.data + r * y.stride + j, y.stride);
-      };
-      int64_t r = 0;
-      for (; r + kTileRows <= rows; r += kTileRows) tile.template operator()<kTileRows>(r);
-      for (; r < rows; ++r) tile.template operator()<1>(r);
+      PackPanel(w.data + j * w.stride + begin, std::min(kPanel<T>, columns - j), count, w.stride,
+                panels.data() + j * count);
     }
+    const auto tile = [&]<int64_t kRows>(int64_t r) {
+      for (int64_t j = 0; j < columns; j += kPanel<T>) {
+        Tile<T, kRows>(x.data + r * x.stride + begin, x.stride, panels.data() + j * count, count,
+                       std::min(kPanel<T>, columns - j), begin == 0, y.data + r * y.stride + j, y.stride);
+      }
+    };
+    int64_t r = 0;
+    for (; r + kTileRows <= rows; r += kTileRows) tile.template operator()<kTileRows>(r);
+    for (; r < rows; ++r) tile.template operator()<1>(r);
   }
 }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <charconv>
 
+#include "base/mapped_file.h"
+
 namespace lockstep {
 namespace {
 
@@ -64,6 +66,21 @@ void ReplaySession::JudgePoint(const PointAt& point, const std::function<void(Po
   result->points.push_back(std::move(summary));
 }
 
+void ReplaySession::ReleaseLayer(int layer) {
+  if (layer < 0) return;
+  for (const PointSpec& spec : Points()) {
+    if (!spec.per_layer) continue;
+    const PointAt point = {spec.id, layer};
+    captures_->Forget(point);
+    if (const std::string name = model_->WeightName(point); !name.empty()) checkpoint_->Release(checkpoint_->Get(name));
+    const auto steps = runs_.points.find(point.Name());
+    if (steps == runs_.points.end()) continue;
+    for (const StepTensors& where : steps->second) {
+      for (const TraceTensor* tensor : where.tensors) MappedFile::Release(tensor->data, tensor->bytes);
+    }
+  }
+}
+
 ReplayResult ReplaySession::Run(const ReplayOptions& options, const std::function<void(PointErrors&)>& faulty) {
   // What the trace holds is replayed, the points on request too.
   const Selection selection(options.points.empty() ? "*,attn_scores,attn_probs" : options.points, options.layers, "",
@@ -88,9 +105,7 @@ ReplayResult ReplaySession::Run(const ReplayOptions& options, const std::functio
     // What lies two layers back is not read again.
     if (points[i].layer > layer) {
       layer = points[i].layer;
-      for (const PointSpec& spec : Points()) {
-        if (spec.per_layer) captures_->Forget({spec.id, layer - 2});
-      }
+      ReleaseLayer(layer - 2);
     }
     JudgePoint(points[i], faulty, &result);
     if (options.progress) options.progress(i + 1, points.size());

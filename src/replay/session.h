@@ -25,6 +25,8 @@ class ReplaySession {
   const Config& config() const { return checkpoint_->config(); }
 
  private:
+  // Gives the pages of its captures and weights back: they are not needed again.
+  void ReleaseLayer(int layer);
   void JudgePoint(const PointAt& point, const std::function<void(PointErrors&)>& faulty, ReplayResult* result);
 
   std::vector<std::string> paths_;

@@ -118,6 +118,54 @@ Json NextTokensJson(const NextTokens& tokens) {
            })}};
 }
 
+Json TokenSideJson(const TokenSide& side) {
+  return {{"next", side.next},
+          {"top_ids", side.ids},
+          {"top_values", ListJson(side.values, [](float value) { return Number(value); })},
+          {"margin", Number(side.margin)},
+          {"gap", Number(side.gap)}};
+}
+
+Json TokenRowJson(const TokenRow& row) {
+  Json json;
+  json["sequence"] = row.sequence;
+  json["position"] = row.position;
+  json["reference"] = TokenSideJson(row.reference);
+  json["candidate"] = TokenSideJson(row.candidate);
+  json["same_top"] = row.same_top;
+  json["same_next"] = row.same_next();
+  json["within_noise"] = row.within_noise;
+  json["near_tie"] = row.near_tie;
+  json["common_top5"] = row.common_top5;
+  json["common_top10"] = row.common_top10;
+  json["kl"] = Number(row.kl);
+  json["noise_rms"] = Number(row.noise_rms);
+  json["noise_max"] = Number(row.noise_max);
+  json["noise_relative_l2"] = Number(row.noise_relative_l2);
+  json["noise_reach"] = Number(row.noise_reach);
+  json["non_finite_mismatches"] = row.non_finite_mismatches;
+  return json;
+}
+
+Json TokensJson(const TokenComparison& tokens) {
+  const auto row_json = [&](const std::optional<size_t>& index) {
+    return index ? TokenRowJson(tokens.rows[*index]) : Json(nullptr);
+  };
+  Json json;
+  json["same_top"] = tokens.same_top;
+  json["same_next"] = tokens.same_next;
+  json["near_ties"] = tokens.near_ties;
+  json["different_near_ties"] = tokens.different_near_ties;
+  json["mean_common_top5"] = Number(tokens.mean_common_top5);
+  json["mean_common_top10"] = Number(tokens.mean_common_top10);
+  json["rows_with_kl"] = tokens.rows_with_kl;
+  json["mean_kl"] = Number(tokens.mean_kl);
+  json["max_kl"] = row_json(tokens.max_kl_row);
+  json["first_different"] = row_json(tokens.first_different);
+  json["rows"] = ListJson(tokens.rows, TokenRowJson);
+  return json;
+}
+
 Json NameOf(const CompareResult& result, const std::optional<size_t>& index) {
   return index ? Json(result.points[*index].name) : Json(nullptr);
 }
@@ -178,6 +226,7 @@ std::string JsonReport(const Judged& judged) {
   json["first_failing"] = NameOf(result, result.first_failing);
   json["counts"] = CountsJson(result);
   json["next_tokens"] = NextTokensJson(result.next_tokens);
+  json["tokens"] = TokensJson(result.tokens);
   json["only_reference"] = ListJson(result.only_reference, OneSidedJson);
   json["only_candidate"] = ListJson(result.only_candidate, OneSidedJson);
   json["notes"] = result.notes;

@@ -87,6 +87,59 @@ TEST(TextReportTest, FailuresWeightsTokensAndNotes) {
   EXPECT_THAT(text, HasSubstr("VERDICT: DIFFERENT (1 completeness failure; 1 different weight)"));
 }
 
+TokenRow MakeTokenRow(bool near_tie) {
+  TokenRow row;
+  row.sequence = 0;
+  row.position = 12;
+  row.reference.next = 17;
+  row.reference.ids = {17, 99, 3, 4, 5};
+  row.reference.margin = 0.003;
+  row.candidate.next = 99;
+  row.candidate.ids = {99, 17, 3, -1, -1};
+  row.candidate.margin = 0.001;
+  row.noise_rms = 0.02;
+  row.kl = std::numeric_limits<double>::infinity();
+  row.near_tie = row.within_noise = near_tie;
+  return row;
+}
+
+TEST(TextReportTest, TheFirstDifferentTokenStandsWithItsLogits) {
+  CompareResult result = MakeResult(false);
+  result.next_tokens = {4, 3, {{0, 12, 17, 99}}};
+  TokenComparison& tokens = result.tokens;
+  tokens.rows = {MakeTokenRow(true)};
+  tokens.near_ties = 1;
+  tokens.mean_common_top5 = 4.5;
+  tokens.mean_common_top10 = 9;
+  tokens.max_kl_row = tokens.first_different = 0;
+  const std::string text = TextReport(result);
+  EXPECT_THAT(text, HasSubstr("next tokens: 3 of 4 agree\n"));
+  EXPECT_THAT(text, HasSubstr("logits: 1 row; the largest agrees in 0; 1 near tie; of the 5 largest 4.5 in common, of "
+                              "the 10 9\n   KL divergence: mean 0 nats, largest inf at sequence 0, position 12\n"));
+  EXPECT_THAT(text, HasSubstr("first different token after sequence 0, position 12: reference 17 (margin 0.003), "
+                              "candidate 99 (margin 0.001); logit noise 0.02: a near tie\n"));
+  tokens.rows = {MakeTokenRow(false)};
+  EXPECT_THAT(TextReport(result), HasSubstr("logit noise 0.02: NOT a near tie\n"));
+  tokens.rows[0].within_noise = true;
+  EXPECT_THAT(TextReport(result), HasSubstr("logit noise 0.02: noise that rounding does not explain\n"));
+  // Of a token without logits only the recorded choice is known.
+  result.next_tokens.differences[0].position = 5;
+  EXPECT_THAT(TextReport(result), HasSubstr("follows sequence 0, position 5: reference 17, candidate 99"));
+}
+
+TEST(JsonReportTest, HoldsEveryRowOfTheLogits) {
+  CompareResult result = MakeResult(false);
+  result.tokens.rows = {MakeTokenRow(true), MakeTokenRow(false)};
+  result.tokens.first_different = 0;
+  const nlohmann::json json = nlohmann::json::parse(JsonReport(result))["tokens"];
+  EXPECT_EQ(json["rows"].size(), 2u);
+  EXPECT_EQ(json["rows"][0]["kl"], "Infinity");
+  EXPECT_EQ(json["rows"][0]["near_tie"], true);
+  EXPECT_EQ(json["rows"][1]["candidate"]["top_ids"], nlohmann::json({99, 17, 3, -1, -1}));
+  EXPECT_EQ(json["first_different"]["reference"]["next"], 17);
+  EXPECT_EQ(json["max_kl"], nullptr);
+}
+
 TEST(TextReportTest, UntrustedNamesAreEscapedAndShortened) {
   CompareResult result = MakeResult(false);
   result.points[1].point = "evil\033[2J" + std::string(500, 'x') + "end";

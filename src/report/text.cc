@@ -36,6 +36,7 @@ class TextWriter {
     WriteFirstDifference();
     WriteInheritedRounding();
     WriteNextTokens();
+    WriteTokens();
     WriteOneSided(result_.only_reference, "reference");
     WriteOneSided(result_.only_candidate, "candidate");
     for (const std::string& note : result_.notes) Line("note: " + Message(note));
@@ -208,12 +209,46 @@ class TextWriter {
     const NextTokens& tokens = result_.next_tokens;
     if (tokens.compared == 0) return;
     std::string line = fmt::format("next tokens: {} of {} agree", tokens.agree, tokens.compared);
-    if (!tokens.differences.empty()) {
+    if (!tokens.differences.empty() && !HasLogits(tokens.differences.front())) {
       const NextTokens::Difference& first = tokens.differences.front();
       line += fmt::format("; the first that differs follows sequence {}, position {}: reference {}, candidate {}",
                           first.sequence, first.position, first.reference, first.candidate);
     }
     Line(line, tokens.agree == tokens.compared ? Color::kNone : Color::kWarning);
+  }
+
+  // Then the first different token stands with the logits.
+  bool HasLogits(const NextTokens::Difference& difference) const {
+    const TokenComparison& tokens = result_.tokens;
+    if (!tokens.first_different) return false;
+    const TokenRow& row = tokens.rows[*tokens.first_different];
+    return row.sequence == difference.sequence && row.position == difference.position;
+  }
+
+  void WriteTokens() {
+    const TokenComparison& tokens = result_.tokens;
+    if (tokens.rows.empty()) return;
+    Line(fmt::format("logits: {}; the largest agrees in {}; {}; of the 5 largest {:.3g} in common, of the 10 {:.3g}",
+                     Count(tokens.rows.size(), "row"), tokens.same_top,
+                     Count(static_cast<size_t>(tokens.near_ties), "near tie"), tokens.mean_common_top5,
+                     tokens.mean_common_top10));
+    if (tokens.max_kl_row) {
+      const TokenRow& row = tokens.rows[*tokens.max_kl_row];
+      Line(fmt::format("   KL divergence: mean {:.3g} nats, largest {:.3g} at {}", tokens.mean_kl, row.kl,
+                       PlaceText({row.sequence, row.position})));
+    }
+    if (tokens.first_different) WriteFirstDifferentToken(tokens.rows[*tokens.first_different]);
+  }
+
+  void WriteFirstDifferentToken(const TokenRow& row) {
+    Line(fmt::format("first different token after {}: reference {} (margin {:.3g}), candidate {} (margin {:.3g}); "
+                     "logit noise {:.3g}: {}",
+                     PlaceText({row.sequence, row.position}), row.reference.next, row.reference.margin,
+                     row.candidate.next, row.candidate.margin, row.noise_rms,
+                     row.near_tie       ? "a near tie"
+                     : row.within_noise ? "noise that rounding does not explain"
+                                        : "NOT a near tie"),
+         row.near_tie ? Color::kNone : Color::kWarning);
   }
 
   void WriteOneSided(const std::vector<OneSidedPoint>& points, const char* side) {

@@ -1,0 +1,402 @@
+#include "diagnose/search.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <numeric>
+#include <set>
+
+#include "base/clock.h"
+#include "diagnose/causes.h"
+
+namespace lockstep {
+namespace {
+
+constexpr int64_t kSampleRows = 32;
+constexpr int64_t kQuickRows = 4;  // enough to see that a hypothesis is wrong
+constexpr size_t kVerified = 8;    // of those that fit the sample, the best
+// A cause must leave at most this share of the error: what changes nearly nothing explains nothing.
+constexpr double kMostLeft = 0.5;
+// A fit is worse than another where it leaves so many times its error, and more than clean ops do.
+constexpr double kClearly = 1.8;
+constexpr double kFloor = 0.7;
+constexpr double kPairSeconds = 4;
+constexpr double kVerifyElements = 4e7;  // of all rows of the logits there are more
+
+struct Candidate {
+  Hypothesis hypothesis;
+  size_t entry = 0;
+  Fit fit;
+};
+
+Explanation ExplanationOf(const Candidate& candidate) {
+  const Hypothesis& hypothesis = candidate.hypothesis;
+  return {hypothesis.cause, hypothesis.text, hypothesis.advice, candidate.fit.error};
+}
+
+// The fault shows in the scale alone: no cell is beyond its limit.
+bool OnlyScale(const PointErrors& errors) {
+  const Limits limits = LimitsOf(errors.call.op, errors.arithmetic, errors.summary.bridged);
+  const auto within = [](const std::vector<float>& values, double limit) {
+    return std::all_of(values.begin(), values.end(), [&](float value) { return value <= limit; });
+  };
+  return within(errors.row, limits.row_suspect) && within(errors.cell, limits.cell_suspect) &&
+         within(errors.peak, limits.max_suspect);
+}
+
+// Sums of one call's errors over affected cells.
+class Totals {
+ public:
+  explicit Totals(const Limits& limits) : limits_(limits) {}
+
+  void AddCell(double squares, double peak, int64_t count) {
+    const double rms = std::sqrt(squares / static_cast<double>(count));
+    fit_.error = std::max(fit_.error, rms);
+    fit_.ratio = std::max({fit_.ratio, rms / limits_.cell_suspect, peak / limits_.max_suspect});
+    row_squares_ += squares;
+    row_count_ += count;
+  }
+  // `judged`: all cells of the row were added, so that the limit of rows holds.
+  void EndRow(bool judged) {
+    if (row_count_ == 0) return;
+    const double rms = std::sqrt(row_squares_ / static_cast<double>(row_count_));
+    if (judged) fit_.ratio = std::max(fit_.ratio, rms / limits_.row_suspect);
+    squares_ += row_squares_;
+    fit_.elements += row_count_;
+    row_squares_ = 0, row_count_ = 0;
+  }
+  Fit Result() const {
+    Fit out = fit_;
+    out.whole = fit_.elements > 0 ? std::sqrt(squares_ / static_cast<double>(fit_.elements)) : 0;
+    if (!std::isfinite(out.whole)) out.error = out.ratio = Fit::kNone;
+    return out;
+  }
+
+ private:
+  const Limits limits_;
+  Fit fit_ = {0, 0, 0, 0, 0};
+  double squares_ = 0, row_squares_ = 0;
+  int64_t row_count_ = 0;
+};
+
+double Finite(double noise) { return std::isnan(noise) ? Fit::kNone : std::abs(noise); }
+
+// Row of `errors` of each token; -1 where it was not judged.
+std::vector<int64_t> RowsOf(const PointErrors& errors, const std::vector<TokenAt>& tokens) {
+  std::map<TokenAt, int64_t> rows;
+  for (size_t r = 0; r < errors.tokens.size(); ++r) rows[errors.tokens[r]] = static_cast<int64_t>(r);
+  std::vector<int64_t> out;
+  for (const TokenAt& token : tokens) {
+    const auto found = rows.find(token);
+    out.push_back(found == rows.end() ? -1 : found->second);
+  }
+  return out;
+}
+
+bool ScaleIsOff(const LocalError& summary, const Limits& limits) {
+  return std::abs(summary.scale) > limits.scale_suspect && std::abs(summary.scale) > 8 * summary.scale_error;
+}
+
+// Tokens with an affected cell, at most so many that their rows stay cheap: the worst, and others evenly.
+std::vector<TokenAt> AffectedTokens(const PointErrors& errors, const std::vector<char>& affected, int64_t most) {
+  std::vector<size_t> rows;
+  for (size_t r = 0; r < errors.tokens.size(); ++r) {
+    const auto begin = affected.begin() + static_cast<ptrdiff_t>(r) * errors.cells;
+    if (std::find(begin, begin + errors.cells, 1) != begin + errors.cells) rows.push_back(r);
+  }
+  if (static_cast<int64_t>(rows.size()) > most) {
+    std::vector<size_t> worst = rows;
+    std::stable_sort(worst.begin(), worst.end(), [&](size_t a, size_t b) { return errors.row[a] > errors.row[b]; });
+    std::set<size_t> chosen(worst.begin(), worst.begin() + most / 4);
+    for (int64_t i = 0; static_cast<int64_t>(chosen.size()) < most && i < most; ++i) {
+      chosen.insert(rows[static_cast<size_t>(i) * rows.size() / static_cast<size_t>(most)]);
+    }
+    rows.assign(chosen.begin(), chosen.end());
+  }
+  std::vector<TokenAt> out;
+  for (const size_t r : rows) out.push_back(errors.tokens[r]);
+  return out;
+}
+
+class Search {
+ public:
+  explicit Search(const Case& fault)
+      : fault_(fault),
+        limits_(LimitsOf(fault.errors.call.op, fault.errors.arithmetic, fault.errors.summary.bridged)),
+        affected_(AffectedCells(fault.errors)),
+        only_scale_(OnlyScale(fault.errors)) {
+    const int64_t width = std::max<int64_t>(1, fault.sample.captured.width);
+    const auto most = static_cast<int64_t>(kVerifyElements) / width;
+    tokens_ = AffectedTokens(fault.errors, affected_, std::max<int64_t>(most, kSampleRows));
+  }
+
+  // Proposes by one entry of the catalogue (its size: any op) and tries what comes.
+  void Try(size_t entry) {
+    const auto catalogue = Catalogue();
+    std::vector<Hypothesis> proposed;
+    if (entry < catalogue.size()) {
+      if (catalogue[entry].op != fault_.errors.call.op) return;
+      catalogue[entry].propose(fault_, &proposed);
+    } else {
+      ProposeForAnyOp(fault_, &proposed);
+    }
+    for (Hypothesis& hypothesis : proposed) Try(std::move(hypothesis), entry);
+  }
+
+  void Try(Hypothesis hypothesis, size_t entry) {
+    Candidate candidate = {std::move(hypothesis), entry, {}};
+    const auto rows = static_cast<int64_t>(fault_.sample.tokens.size());
+    candidate.fit = FitOf(fault_, candidate.hypothesis.call, std::min(rows, kQuickRows));
+    const bool promising = candidate.fit.ratio <= 1;
+    if (promising && rows > kQuickRows) candidate.fit = FitOf(fault_, candidate.hypothesis.call, rows);
+    (Fits(candidate.fit) ? fitting_ : others_).push_back(std::move(candidate));
+  }
+
+  // Verifies what fits the sample on all affected rows.
+  Explained Result() {
+    std::vector<Candidate> accepted = Verified();
+    std::stable_sort(accepted.begin(), accepted.end(), [](const Candidate& a, const Candidate& b) {
+      return a.hypothesis.freedom < b.hypothesis.freedom;
+    });
+    Explained out;
+    const Candidate* best = nullptr;
+    for (const Candidate& c : accepted) best = !best || Worse(*best, c) ? &c : best;
+    std::set<std::string> named;
+    for (const Candidate& c : accepted) {
+      if (Worse(c, *best) || (out.cause && c.hypothesis.freedom > best->hypothesis.freedom)) continue;
+      if (!named.insert(c.hypothesis.cause).second) continue;
+      if (out.cause) {
+        out.also.push_back(ExplanationOf(c));
+      } else {
+        out.cause = ExplanationOf(c), out.entry = c.entry;
+        best = &c;
+      }
+    }
+    SetNext(accepted, named, &out);
+    return out;
+  }
+
+  const std::vector<Candidate>& others() const { return others_; }
+
+ private:
+  bool Fits(const Fit& fit) const {
+    // A scale that is off by less than the noise of a value leaves nearly all of the error: only all rows can tell.
+    return fit.ratio <= 1 && (only_scale_ || fit.left <= kMostLeft);
+  }
+
+  // Whether `a` fits clearly worse than `b`: it leaves something systematic, not just another convention of rounding,
+  // which a free fit absorbs.
+  static bool Worse(const Candidate& a, const Candidate& b) {
+    return a.fit.whole > kClearly * b.fit.whole && a.fit.whole > kFloor;
+  }
+
+  std::vector<Candidate> Verified() {
+    std::vector<Candidate> out;
+    std::vector<size_t> order(fitting_.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return fitting_[a].fit.whole < fitting_[b].fit.whole; });
+    // The best, and the first of the catalogue that are as good.
+    std::set<size_t> chosen(order.begin(), order.begin() + static_cast<ptrdiff_t>(std::min(order.size(), kVerified)));
+    for (size_t i = 0, more = 0; i < fitting_.size() && more < kVerified; ++i) {
+      if (!Worse(fitting_[i], fitting_[order.front()])) more += chosen.insert(i).second;
+    }
+    for (const size_t i : chosen) {
+      Candidate candidate = fitting_[i];
+      const double left = candidate.fit.left;
+      candidate.fit = Verify(candidate.hypothesis.call);
+      candidate.fit.left = left;
+      if (Fits(candidate.fit)) {
+        out.push_back(std::move(candidate));
+      } else {
+        others_.push_back(std::move(candidate));
+      }
+    }
+    return out;
+  }
+
+  Fit Verify(const OpCall& call) {
+    const PointErrors judged = Judge(fault_.evaluator, call, &tokens_);
+    Totals totals(limits_);
+    if (judged.tokens.size() < tokens_.size()) return {};  // something it reads is not there for some rows
+    const std::vector<int64_t> rows = RowsOf(fault_.errors, judged.tokens);
+    for (size_t r = 0; r < judged.tokens.size(); ++r) {
+      if (rows[r] < 0) return {};
+      bool all = true;
+      for (int64_t c = 0; c < judged.cells; ++c) {
+        if (!affected_[static_cast<size_t>(rows[r] * judged.cells + c)]) {
+          all = false;
+          continue;
+        }
+        const auto row = static_cast<int64_t>(r);
+        const double rms = judged.Cell(row, c);
+        const int64_t count = std::max<int64_t>(1, fault_.sample.captured.width / judged.cells);
+        totals.AddCell(rms * rms * static_cast<double>(count), judged.Peak(row, c), count);
+      }
+      totals.EndRow(all);
+    }
+    Fit fit = totals.Result();
+    if (only_scale_ && ScaleIsOff(judged.summary, limits_)) fit.ratio = std::max(fit.ratio, 2.0);
+    return fit;
+  }
+
+  // The best of those that do not fit, of another cause than what was named.
+  void SetNext(const std::vector<Candidate>& accepted, const std::set<std::string>& named, Explained* out) const {
+    const Candidate* next = nullptr;
+    const auto consider = [&](const Candidate& c) {
+      if (named.count(c.hypothesis.cause) || !std::isfinite(c.fit.error)) return;
+      if (!next || c.fit.error < next->fit.error) next = &c;
+    };
+    for (const Candidate& c : others_) consider(c);
+    if (!next) {
+      for (const Candidate& c : accepted) consider(c);
+    }
+    if (next) out->next = ExplanationOf(*next);
+  }
+
+  const Case& fault_;
+  const Limits limits_;
+  const std::vector<char> affected_;
+  const bool only_scale_;
+  std::vector<TokenAt> tokens_;
+  std::vector<Candidate> fitting_, others_;
+};
+
+// Two mistakes in one op: each hypothesis as the ground that the others are proposed on. Weights are too dear for it.
+void TryPairs(const Case& fault, Search* search) {
+  const Op op = fault.errors.call.op;
+  if (op == Op::kLinear || op == Op::kEmbedding || op == Op::kScores || op == Op::kSoftmax) return;
+  const auto catalogue = Catalogue();
+  const Clock::time_point start = Clock::now();
+  std::vector<Hypothesis> grounds;
+  for (const CatalogueEntry& entry : catalogue) {
+    if (entry.op == op) entry.propose(fault, &grounds);
+  }
+  for (const Hypothesis& ground : grounds) {
+    if (SecondsSince(start) > kPairSeconds) return;
+    if (ground.call.op != op) continue;  // nothing is left of the op to go wrong
+    PointErrors errors = fault.errors;
+    errors.call = ground.call;
+    Sample sample = fault.sample;
+    sample.expected = EvaluateRows(fault.evaluator, ground.call, sample.tokens);
+    if (sample.expected.block.width != sample.captured.width) continue;
+    const Case on_ground = {fault.evaluator, errors, sample};
+    for (size_t entry = 0; entry < catalogue.size(); ++entry) {
+      if (catalogue[entry].op != op) continue;
+      std::vector<Hypothesis> second;
+      catalogue[entry].propose(on_ground, &second);
+      for (Hypothesis& hypothesis : second) {
+        if (hypothesis.cause == ground.cause) continue;
+        hypothesis.text = ground.text + "; and " + hypothesis.text;
+        hypothesis.cause = ground.cause;
+        hypothesis.advice = ground.advice;
+        search->Try(std::move(hypothesis), entry);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int64_t SampleRows(const OpCall& call, int64_t width) {
+  return call.op == Op::kLinear && width > 32768 ? 8 : kSampleRows;
+}
+
+Sample MakeSample(Evaluator& evaluator, const PointErrors& errors, int64_t rows) {
+  Sample out;
+  std::vector<TokenAt> tokens = AffectedTokens(errors, AffectedCells(errors), rows);
+  // The worst and the least in turn, so that the first few tell most.
+  const std::vector<int64_t> at = RowsOf(errors, tokens);
+  std::vector<size_t> order(tokens.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+    return errors.row[static_cast<size_t>(at[a])] > errors.row[static_cast<size_t>(at[b])];
+  });
+  for (size_t first = 0, last = order.size(); first < last;) {
+    out.tokens.push_back(tokens[order[first++]]);
+    if (first < last) out.tokens.push_back(tokens[order[--last]]);
+  }
+  std::stable_sort(out.tokens.begin(), out.tokens.end(),
+                   [](const TokenAt& a, const TokenAt& b) { return a.run < b.run; });
+  out.expected = EvaluateRows(evaluator, errors.call, out.tokens);
+  for (size_t begin = 0, end = 0; begin < out.tokens.size(); begin = end) {
+    while (end < out.tokens.size() && out.tokens[end].run == out.tokens[begin].run) ++end;
+    const std::vector<TokenAt> part(out.tokens.begin() + static_cast<ptrdiff_t>(begin),
+                                    out.tokens.begin() + static_cast<ptrdiff_t>(end));
+    Block block = evaluator.Captured(errors.call.point, part).block;
+    if (begin == 0) {
+      out.captured = std::move(block);
+    } else {
+      out.captured.rows += block.rows;
+      out.captured.value.insert(out.captured.value.end(), block.value.begin(), block.value.end());
+      out.captured.variance.insert(out.captured.variance.end(), block.variance.begin(), block.variance.end());
+    }
+  }
+  return out;
+}
+
+Fit FitOf(const Case& fault, const OpCall& call, int64_t rows) {
+  const PointErrors& errors = fault.errors;
+  const std::vector<TokenAt> tokens(fault.sample.tokens.begin(),
+                                    fault.sample.tokens.begin() + static_cast<ptrdiff_t>(rows));
+  const Evaluated wrong = EvaluateRows(fault.evaluator, call, tokens);
+  if (wrong.block.width != fault.sample.captured.width) return {};
+  if (std::find(wrong.observable.begin(), wrong.observable.end(), 0) != wrong.observable.end()) return {};
+  const Block& captured = fault.sample.captured;
+  const Block& right = fault.sample.expected.block;
+  const std::vector<char> affected = AffectedCells(errors);
+  const std::vector<int64_t> at = RowsOf(errors, tokens);
+  const int64_t cell_width = CellWidthOf(errors, captured.width);
+  Totals totals(LimitsOf(errors.call.op, errors.arithmetic, errors.summary.bridged));
+  double before = 0, after = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    bool all = true;
+    for (int64_t c = 0; c < errors.cells; ++c) {
+      if (at[static_cast<size_t>(r)] < 0) continue;
+      if (!affected[static_cast<size_t>(at[static_cast<size_t>(r)] * errors.cells + c)]) {
+        all = false;
+        continue;
+      }
+      double squares = 0, peak = 0;
+      const int64_t end = std::min((c + 1) * cell_width, captured.width);
+      for (int64_t i = c * cell_width; i < end; ++i) {
+        const double value = captured.Row(r)[i], guess = wrong.block.Row(r)[i], was = right.Row(r)[i];
+        const double* variance = wrong.block.Variance(r);
+        const double noise = Finite(NoiseUnits(value, guess, variance ? variance[i] : 0));
+        squares += noise * noise;
+        peak = std::max(peak, noise);
+        if (!std::isfinite(value) || !std::isfinite(guess) || !std::isfinite(was)) continue;
+        const double unit = right.Variance(r) && right.Variance(r)[i] > 0 ? right.Variance(r)[i] : 1;
+        before += (value - was) * (value - was) / unit;
+        after += (value - guess) * (value - guess) / unit;
+      }
+      totals.AddCell(squares, peak, end - c * cell_width);
+    }
+    totals.EndRow(all);
+  }
+  Fit fit = totals.Result();
+  fit.left = before > 0 ? std::sqrt(after / before) : std::isfinite(fit.ratio) ? 0 : Fit::kNone;
+  return fit;
+}
+
+Explained Explain(const Case& fault, const std::vector<size_t>& likely, bool pairs) {
+  const size_t any_op = Catalogue().size();
+  if (!likely.empty()) {
+    Search search(fault);
+    for (const size_t entry : likely) search.Try(entry);
+    const Explained out = search.Result();
+    if (out.cause) return out;
+  }
+  Search search(fault);
+  for (size_t entry = 0; entry <= any_op; ++entry) search.Try(entry);
+  Explained out = search.Result();
+  if (out.cause || !pairs) return out;
+  Search two(fault);
+  TryPairs(fault, &two);
+  Explained paired = two.Result();
+  if (!paired.cause) return out;
+  paired.next = out.next;
+  return paired;
+}
+
+}  // namespace lockstep
