@@ -215,6 +215,7 @@ TEST(ReplayTextTest, CleanSuspectBridgedAndNotObservable) {
   points[2].bridged = true;
   points[2].from = {"layer_1_input_hidden_states", "layer_1_attn_k_rope"};
   points[3].verdict = OpVerdict::kNotObservable;
+  points[3].rows = 0;
   points[3].reasons = {"no q was captured\033"};
   diagnosis.replay.suspect = diagnosis.replay.not_observable = 1;
   diagnosis.replay.clean = 2;
@@ -272,6 +273,7 @@ TEST(ReplayJsonTest, HoldsEverything) {
   point.bridged = true;
   point.max = std::numeric_limits<double>::infinity();
   diagnosis.replay.points[0].verdict = OpVerdict::kNotObservable;
+  diagnosis.replay.points[0].rows = 0;
   diagnosis.replay.points[0].reasons = {"a", "b"};
   diagnosis.layouts = {"permuted"};
   const nlohmann::json json = nlohmann::json::parse(JsonReport(diagnosis));

@@ -148,7 +148,7 @@ class ReplayWriter {
   }
 
   void WriteRow(const LocalError& point) {
-    const bool judged = point.verdict != OpVerdict::kNotObservable;
+    const bool judged = point.rows > 0;
     const std::string verdict = fmt::format("{:<7}", VerdictWord(point.verdict));
     const std::string line = fmt::format("  {} {} {}", Paint(verdict, ColorOf(point.verdict), options_.color),
                                          Padded(LayerLabel(point.layer, point.name), layer_width_),
