@@ -78,12 +78,14 @@ class Run:
         cache = self.caches[call.sequence]
         cache.truncate(call.start)
         count = len(call.ids)
+        ids = call.ids
         if call.embeddings is None:
-            inputs = torch.tensor([call.ids])  # [1, T]
+            inputs = torch.tensor([ids])  # [1, T]
         else:
             inputs = call.embeddings.to(self.model.dtype, copy=True)[None]  # [1, T, D]
+            ids = [-1] * count  # whatever the text was, no token was read
         positions = range(call.start, call.start + count)
-        with self.writer.begin_step(call.ids, list(positions), [call.sequence] * count, call.phase) as step:
+        with self.writer.begin_step(ids, list(positions), [call.sequence] * count, call.phase) as step:
 
             def tap(name: str, layer: int | None, tensor: Tensor) -> None:
                 full_name = point_name(name, layer)

@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <stdexcept>
+#include <vector>
 
 #include "lockstep/engine.h"
 #include "lockstep/error.h"
@@ -75,8 +77,11 @@ bool TraceTap::Wants(Point point, int layer) {
 
 void TraceTap::OnBegin(const Batch& batch, std::span<const int32_t> positions) {
   impl_->tokens = batch.tokens.size();
+  // Given embeddings, no token was read, whatever the text was.
+  std::vector<int32_t> ids(batch.tokens.begin(), batch.tokens.end());
+  if (!batch.embeddings.empty()) std::fill(ids.begin(), ids.end(), -1);
   impl_->step = Translated([&] {
-    return impl_->trace.BeginStep(batch.tokens.data(), positions.data(), batch.sequences.data(),
+    return impl_->trace.BeginStep(ids.data(), positions.data(), batch.sequences.data(),
                                   static_cast<int64_t>(positions.size()), batch.phase);
   });
 }

@@ -73,7 +73,7 @@ ReplaySession::ReplaySession(const std::vector<std::string>& traces, const std::
 
 // Values tell in which dtype they are stored, not what a product made of them: there the dtype is taken that fits best.
 void ReplaySession::InferOperands() {
-  const auto fit = [&](Point point, DType Arithmetic::* field, const char* what) {
+  const auto fit = [&](Point point, DType Arithmetic::*field, const char* what) {
     const PointAt at = {point, 0};
     const CapturedPoint& captured = captures_->Of(at);
     if (captured.empty() || meta_.ArithmeticOf(at.Name()).storage != DType::kF32) return;
@@ -144,6 +144,14 @@ ReplayResult ReplaySession::Run(const ReplayOptions& options, const std::functio
     points.push_back({ref->spec->id, ref->layer});
   }
 
+  if (points.empty()) {
+    throw Error(paths_.front() + ": nothing to replay: none of its " + std::to_string(names.size()) + " points" +
+                (names.empty() ? "" : " (" + names.front() + (names.size() > 1 ? ", …)" : ")")) +
+                (options.points.empty() && options.layers.empty()
+                     ? " is in the table of docs/points.md"
+                     : " is selected by points \"" + options.points + "\", layers \"" + options.layers + "\""));
+  }
+
   ReplayResult result;
   result.traces = paths_;
   result.model = model_path_;
@@ -169,6 +177,11 @@ ReplayResult ReplaySession::Run(const ReplayOptions& options, const std::functio
     result.faulty += verdict == OpVerdict::kFaulty;
     result.not_observable += verdict == OpVerdict::kNotObservable;
     if (verdict == OpVerdict::kFaulty && !result.first_faulty) result.first_faulty = i;
+  }
+  if (result.not_observable == points.size()) {
+    const std::vector<std::string>& reasons = result.points.front().reasons;
+    throw Error(paths_.front() + ": nothing can be recomputed: " + result.points.front().name + ": " +
+                (reasons.empty() ? "no row was captured" : reasons.front()) + "; capture the inputs, too");
   }
   NoteWarnings(readers_, &result.notes);
   return result;

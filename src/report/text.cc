@@ -278,6 +278,8 @@ class TextWriter {
     std::vector<std::string> parts;
     AddFaulty(judged_.reference, "reference", &parts);
     AddFaulty(judged_.candidate, "candidate", &parts);
+    AddWeights(judged_.reference, "reference", &parts);
+    AddWeights(judged_.candidate, "candidate", &parts);
     AddBeyondTolerance(&parts);
     if (!result_.failures.empty()) parts.push_back(Count(result_.failures.size(), "completeness failure"));
     if (!result_.weights.empty()) parts.push_back(Count(result_.weights.size(), "different weight"));
@@ -289,6 +291,12 @@ class TextWriter {
     if (!side || !side->replay.first_faulty) return;
     parts->push_back(fmt::format("{} in the {}, the first {}", Count(side->replay.faulty, "faulty op"), name,
                                  Name(side->replay.points[*side->replay.first_faulty].name)));
+  }
+
+  static void AddWeights(const std::optional<Diagnosis>& side, const char* name, std::vector<std::string>* parts) {
+    if (!side || side->replay.weights.empty()) return;
+    parts->push_back(
+        fmt::format("{} of the {} not the checkpoint's", Count(side->replay.weights.size(), "weight"), name));
   }
 
   void AddBeyondTolerance(std::vector<std::string>* parts) const {

@@ -455,7 +455,7 @@ def test_generated_embeddings(checkpoint, tmp_path, kind, scale, dtype):
     expected = torch.tensor([[scale * unit(t * 48 + c) for c in range(48)] for t in range(5)]).to(DTYPES[dtype])
     found = torch.cat([step.tensors["input_embeddings"].torch() for step in trace.steps[:2]])
     assert torch.equal(found, expected)
-    assert trace.steps[0].input_ids.tolist() == [1, 2, 3]  # the prompt is recorded all the same
+    assert trace.steps[0].input_ids.tolist() == [-1] * 3  # no token was read
     weight = load_file(checkpoint / "model.safetensors")["model.embed_tokens.weight"].to(DTYPES[dtype])
     decoded = trace.steps[2]
     assert torch.equal(decoded.tensors["input_embeddings"].torch(), weight[decoded.input_ids.tolist()])
@@ -476,7 +476,7 @@ def test_embeddings_from_a_file(checkpoint, tmp_path, stored):
     np.save(tmp_path / "e.npy", array)
     trace = run(checkpoint, tmp_path / "out", "--input-embeddings", tmp_path / "e.npy", "--tokens", "1,2,3,4")
     assert np.array_equal(trace.steps[0].tensors["input_embeddings"].numpy(), array.astype(np.float32))
-    assert trace.steps[0].input_ids.tolist() == [1, 2, 3, 4]
+    assert trace.steps[0].input_ids.tolist() == [-1] * 4
 
 
 def test_selections(checkpoint, tmp_path, monkeypatch):

@@ -185,7 +185,7 @@ def test_the_keys_are_those_of_the_documentation(tmp_path):
     assert result["schema"] == "lockstep-replay/1"
     assert set(result) == {
         *("schema", "verdict", "exit_code", "trace", "model", "arithmetic", "counts", "first_faulty", "findings"),
-        *("layouts", "notes", "points"),
+        *("layouts", "notes", "points", "weights", "weights_compared"),
     }
     assert set(result["points"][0]) == {
         *("name", "layer", "point", "op", "verdict", "why", "from", "bridged", "arithmetic", "rows"),
@@ -286,6 +286,9 @@ def test_weights_that_changed_since(traces, tmp_path):
     done = lockstep("replay", traces[1], "--model", changed)
     assert done.returncode == 1 and f"WEIGHT     {name}" in done.stdout
     assert "layer 1 mlp_up_proj" in done.stdout and "1 weight not the checkpoint's" in done.stdout
+    done = lockstep("compare", *traces, "--model", changed)
+    assert done.returncode == 1 and f"WEIGHT     reference: {name}" in done.stdout
+    assert "1 weight of the candidate not the checkpoint's" in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
@@ -314,13 +317,22 @@ def test_a_selection_that_matches_nothing(traces):
     assert "attn_zzz" in refused(traces[1], "--points", "attn_zzz")
 
 
+def test_nothing_that_can_be_recomputed(traces, tmp_path):
+    """Logits alone, of embeddings that were given."""
+    options = ("--input-embeddings", "tiny", "--tokens", prompt(5, VOCAB), "--points", "logits")
+    alone = run_engine(TINY, tmp_path / "t", *options)
+    assert "logits" in refused(alone) and "input_ids" in refused(alone)
+    done = lockstep("debug", TINY, "--out", tmp_path, *options)
+    assert done.returncode == 0 and "note: the candidate was not replayed" in done.stdout
+
+
 def test_a_trace_without_any_point_of_the_table(traces, tmp_path):
     own = rewrite(
         traces[1], tmp_path / "own.trace", lambda name, array: array if name == "layer_1_attn_q_rope" else None
     )
     for path in [*own.glob("step-*.safetensors"), own / "trace.json"]:
         path.write_bytes(path.read_bytes().replace(b'"layer_1_attn_q_rope"', b'"layer_1_attn_q_mine"'))
-    assert "layer_1_attn_q_mine" in refused(own) or "point" in refused(own)
+    assert "layer_1_attn_q_mine" in refused(own) and "docs/points.md" in refused(own)
 
 
 def test_usage(traces):
