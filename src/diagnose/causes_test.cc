@@ -345,7 +345,7 @@ class ResidualTest : public DiagnoseTest {
     return CauseOf({{"layer_0_attn_residual_output", stream},
                     {"layer_0_mlp_down_proj", branch},
                     {"layer_0_layer_output", Mapped(stream, branch, sum)}},
-                   kTokens);
+                   kTokens, "layer_output");
   }
 };
 

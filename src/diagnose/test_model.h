@@ -60,16 +60,20 @@ class DiagnoseTest : public testing::Test {
     return Weight("layers." + std::to_string(layer) + "." + name);
   }
 
-  // One call of tokens 0, 1, ... with these points; [tokens, ...] each.
-  Diagnosis Diagnosed(const std::map<std::string, Values>& points, int tokens) {
+  // One call of tokens 0, 1, ... with these points; [tokens, ...] each. `judged`: a selection of points.
+  Diagnosis Diagnosed(const std::map<std::string, Values>& points, int tokens, const std::string& judged = "") {
     const std::string path = dir_ / ("t" + std::to_string(traces_++) + ".trace");
     {
       TraceInfo info;
       info.producer = "test";
       Trace trace(path, info);
       std::vector<int32_t> positions, sequences, ids;
-      for (int t = 0; t < tokens; ++t)
-        positions.push_back(t), sequences.push_back(0), ids.push_back((7 * t + 3) % kVocab);
+      // Without ids nothing can be recomputed from the embedding on: each op has its inputs or none.
+      const bool has_ids = points.count("input_embeddings") > 0;
+      for (int t = 0; t < tokens; ++t) {
+        positions.push_back(t), sequences.push_back(0);
+        ids.push_back(has_ids ? static_cast<int32_t>((7 * t + 3) % kVocab) : -1);
+      }
       auto step = trace.BeginStep(ids.data(), positions.data(), sequences.data(), tokens, Phase::kPrefill);
       for (const auto& [name, values] : points) {
         const std::vector<float> floats(values.begin(), values.end());
@@ -77,12 +81,14 @@ class DiagnoseTest : public testing::Test {
       }
       step.End();
     }
-    return Diagnose({path}, dir_.path());
+    ReplayOptions options;
+    options.points = judged;
+    return Diagnose({path}, dir_.path(), options);
   }
 
   // The id of the only finding's cause; "unexplained", or what is wrong with it.
-  std::string CauseOf(const std::map<std::string, Values>& points, int tokens) {
-    const Diagnosis diagnosis = Diagnosed(points, tokens);
+  std::string CauseOf(const std::map<std::string, Values>& points, int tokens, const std::string& judged = "") {
+    const Diagnosis diagnosis = Diagnosed(points, tokens, judged);
     if (diagnosis.findings.size() != 1) return std::to_string(diagnosis.findings.size()) + " findings";
     const Finding& finding = diagnosis.findings.front();
     text_ = finding.cause ? finding.cause->text : "";
