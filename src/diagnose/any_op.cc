@@ -172,23 +172,20 @@ bool ExplainsSample(const Evidence& evidence, const Sample& sample, const After&
   return !evidence.affected().empty();
 }
 
-void ProposeForValues(const Evidence& evidence, const Sample& sample, std::vector<Hypothesis>* out) {
-  std::vector<Hypothesis> proposed;
-  ProposeScaled(evidence, &proposed);
-  ProposePermuted(evidence, &proposed);
-  ProposeZero(evidence, &proposed);
-  ProposeClamped(evidence, &proposed);
-  ProposeOverflow(evidence, &proposed);
-  ProposeRounded(evidence, &proposed);
-  (void)sample;
-  std::move(proposed.begin(), proposed.end(), std::back_inserter(*out));
+void ProposeForValues(const Evidence& evidence, std::vector<Hypothesis>* out) {
+  ProposeScaled(evidence, out);
+  ProposePermuted(evidence, out);
+  ProposeZero(evidence, out);
+  ProposeClamped(evidence, out);
+  ProposeOverflow(evidence, out);
+  ProposeRounded(evidence, out);
 }
 
 void ProposeForAnyOp(const Case& fault, std::vector<Hypothesis>* out) {
   const Evidence evidence(fault.errors, fault.sample);
   if (evidence.affected().empty()) return;
   ProposeForOp(fault, out);
-  ProposeForValues(evidence, fault.sample, out);
+  ProposeForValues(evidence, out);
   ProposeForRows(fault, evidence, out);
   ProposeOverlapping(fault, evidence, out);
 }

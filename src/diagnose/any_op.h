@@ -18,7 +18,7 @@ Hypothesis Changed(const OpCall& right, std::string cause, std::string text, std
 bool ExplainsSample(const Evidence& evidence, const Sample& sample, const After& after);
 
 // values-scaled, values-permuted (channels and heads), values-zero, values-clamped, values-overflow, values-rounded.
-void ProposeForValues(const Evidence& evidence, const Sample& sample, std::vector<Hypothesis>* out);
+void ProposeForValues(const Evidence& evidence, std::vector<Hypothesis>* out);
 // rows-stale, and values-permuted of tokens.
 void ProposeForRows(const Case& fault, const Evidence& evidence, std::vector<Hypothesis>* out);
 // rows-overlapping

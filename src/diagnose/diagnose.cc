@@ -207,7 +207,7 @@ class Diagnostician {
 
 }  // namespace
 
-int Diagnosis::ExitCode() const { return replay.first_faulty ? 1 : 0; }
+int Diagnosis::ExitCode() const { return replay.first_faulty || !replay.weights.empty() ? 1 : 0; }
 
 Diagnosis Diagnose(const std::vector<std::string>& traces, const std::string& model, const ReplayOptions& options) {
   ReplaySession session(traces, model);

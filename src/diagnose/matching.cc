@@ -81,8 +81,8 @@ std::vector<std::pair<double, std::string>> TellingNumbers(const Evidence& evide
 
 // The simplest number within the error of the fit.
 Ratio Named(const Evidence& evidence, double value, double standard_error) {
-  // The conventions of rounding move a scale by a fraction of what is suspect.
-  const double error = std::max(4 * standard_error, 0.25 * evidence.limits().scale_suspect * std::abs(value));
+  // The conventions of rounding move a scale, too.
+  const double error = std::max(4 * standard_error, 0.75 * evidence.limits().scale_suspect * std::abs(value));
   for (const auto& [number, name] : TellingNumbers(evidence)) {
     if (std::abs(value - number) <= error) return {number, standard_error, name};
   }
@@ -90,7 +90,7 @@ Ratio Named(const Evidence& evidence, double value, double standard_error) {
   for (int digits = 1; digits < 9; ++digits) {
     std::snprintf(text, sizeof(text), "%.*g", digits, value);
     const double rounded = std::strtod(text, nullptr);
-    if (std::abs(rounded - value) <= 4 * standard_error && rounded != 1) return {rounded, standard_error, text};
+    if (std::abs(rounded - value) <= error && rounded != 1) return {rounded, standard_error, text};
   }
   return {value, standard_error, text};
 }
@@ -138,6 +138,17 @@ void Evidence::MarkAffected() {
 double Evidence::Units(int64_t i, int64_t channel) const {
   const double expected = Expected(i)[channel];
   return std::isfinite(expected) ? NoiseUnits(Captured(i)[channel], expected, Variance(i, channel)) : 0;
+}
+
+double Evidence::RelativeError(int64_t i, int64_t begin, int64_t end) const {
+  double error = 0, square = 0;
+  for (int64_t c = begin; c < end; ++c) {
+    const double captured = Captured(i)[c], expected = Expected(i)[c];
+    if (!std::isfinite(expected)) continue;
+    error += (captured - expected) * (captured - expected);
+    square += expected * expected;
+  }
+  return std::sqrt(error / square);
 }
 
 bool Evidence::Off(int64_t i, int64_t channel) const { return !(std::abs(Units(i, channel)) <= limits_.max_faulty); }

@@ -51,6 +51,8 @@ class Evidence {
   }
   // Error in noise units; 0 where nothing can be said, as what is expected is not finite.
   double Units(int64_t i, int64_t channel) const;
+  // |captured - expected| / |expected| over channels [begin, end).
+  double RelativeError(int64_t i, int64_t begin, int64_t end) const;
   // Whether the element alone is beyond what a correct op gives.
   bool Off(int64_t i, int64_t channel) const;
 

@@ -168,6 +168,7 @@ std::optional<Clamp> FindClamp(const Evidence& evidence) {
     low = std::min(low, *least);
     high = std::max(high, *most);
   }
+  if (!(low < high)) return std::nullopt;
   // Every element that is off is at a bound that it should have crossed.
   int64_t at_low = 0, at_high = 0;
   for (const int64_t i : evidence.affected()) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 
+#include "diagnose/any_op.h"
 #include "diagnose/matching_rows.h"
 
 namespace lockstep {
@@ -68,6 +69,9 @@ std::vector<Pattern> DescribePatterns(const Case& fault) {
   Captures& captures = fault.evaluator.captures();
   std::vector<Pattern> out;
   DescribeValues(evidence, &out);
+  if (const std::optional<TokenMap> map = MatchTokens(fault, evidence)) {
+    out.push_back({"permuted", "each affected row holds the result of another token: " + map->text});
+  }
   DescribeRowSource(evidence, captures, fault.evaluator.model().config().num_hidden_layers, &out);
   DescribeRows(evidence, StagesOf(captures.runs(), fault.errors.tokens), &out);
   DescribeCells(evidence, &out);

@@ -203,20 +203,21 @@ void DescribeRows(const Evidence& evidence, const std::vector<Stage>& stages, st
   DescribeEveryNth(evidence, out);
 }
 
-// Among affected rows at 8 positions or more: the rank correlation of error and position is beyond 5 standard errors
-// and 0.6, the medians of 4 bins (3 of few rows) rise from bin to bin, and by 30 % in all. Affected rows alone, as a
-// mere step at some position is another pattern.
+// Among the sample's affected rows, at 8 positions or more: the rank correlation of relative error and position is
+// beyond 5 standard errors and 0.6, the medians of 4 bins (3 of few rows) rise from bin to bin, and by 30 % in all.
+// Affected rows alone, as a mere step at some position is another pattern; the relative error, as noise units soar at
+// values near 0.
 void DescribeGrowth(const Evidence& evidence, std::vector<Pattern>* out) {
+  if (evidence.everything()) return;
   std::vector<double> errors, positions;
   std::vector<std::pair<double, double>> pairs;
-  for (int64_t r = 0; r < evidence.num_rows(); ++r) {
-    const double error = evidence.errors().row[static_cast<size_t>(r)];
-    if (!evidence.RowAffected(r) || !std::isfinite(error)) continue;
+  for (const int64_t i : evidence.affected()) {
+    const double error = evidence.RelativeError(i, 0, evidence.width());
+    if (!std::isfinite(error)) continue;
     errors.push_back(error);
-    positions.push_back(TokenOf(evidence, r).position);
+    positions.push_back(evidence.Token(i).position);
     pairs.push_back({positions.back(), error});
   }
-  if (evidence.everything()) return;
   if (static_cast<int64_t>(std::set<double>(positions.begin(), positions.end()).size()) < kMinGrowth) return;
   const double rho = Correlation(Ranks(errors), Ranks(positions));
   const double standard_errors =

@@ -74,41 +74,48 @@ void DescribeValues(const Evidence& evidence, std::vector<Pattern>* out) {
   }
 }
 
-// Noise: 90 % of the cells are affected, 90 % of them within a factor of 4 of each other, and the errors have nothing
-// to do with what is expected: neither a mean nor a correlation of 0.1.
-void DescribeRest(const Evidence& evidence, std::vector<Pattern>* out) {
+namespace {
+
+// Noise: 90 % of the cells are affected; the relative errors of 90 % of the sample's are within a factor of 4 of each
+// other; and the errors have nothing to do with what is expected: neither a mean nor a correlation of 0.1.
+bool DescribeNoise(const Evidence& evidence, std::vector<Pattern>* out) {
   std::vector<double> cells;
-  for (int64_t r = 0; r < evidence.num_rows(); ++r) {
-    for (int64_t c = 0; c < evidence.cells(); ++c) {
-      if (evidence.CellAffected(r, c)) cells.push_back(evidence.errors().Cell(r, c));
-    }
-  }
-  const int64_t all = evidence.num_rows() * evidence.cells(), affected = static_cast<int64_t>(cells.size());
   double mean = 0, cross = 0, squares = 0, values = 0;
   int64_t count = 0;
   for (const int64_t i : evidence.affected()) {
     for (int64_t c = 0; c < evidence.width(); ++c) {
-      const double units = evidence.Units(i, c), sigma = std::sqrt(evidence.Variance(i, c));
-      if (!evidence.Affected(i, c) || !std::isfinite(units) || sigma == 0) continue;
-      const double value = evidence.Expected(i)[c] / sigma;
-      mean += units, cross += units * value, squares += units * units, values += value * value;
+      const double expected = evidence.Expected(i)[c], error = evidence.Captured(i)[c] - expected;
+      if (!std::isfinite(expected) || !std::isfinite(error)) return false;
+      mean += error, cross += error * expected, squares += error * error, values += expected * expected;
       ++count;
+    }
+    for (int64_t cell = 0; cell < evidence.cells(); ++cell) {
+      const int64_t begin = cell * evidence.cell_width();
+      cells.push_back(evidence.RelativeError(i, begin, std::min(begin + evidence.cell_width(), evidence.width())));
     }
   }
   std::sort(cells.begin(), cells.end());
-  const bool even =
-      affected > 0 && 10 * affected >= 9 * all && cells[cells.size() * 95 / 100] <= 4 * cells[cells.size() * 5 / 100];
-  const bool unrelated = count >= 64 && squares > 0 && values > 0 &&
-                         std::abs(cross) < 0.1 * std::sqrt(squares * values) &&
-                         std::abs(mean) < 0.1 * std::sqrt(squares * static_cast<double>(count));
-  if (even && unrelated && !evidence.everything()) {
-    out->push_back(
-        {"noise", "random errors of about " + Short(cells[cells.size() / 2]) + " times the rounding everywhere"});
-  } else if (evidence.everything()) {
+  if (count < 64 || cells[cells.size() * 95 / 100] > 4 * cells[cells.size() * 5 / 100]) return false;
+  if (std::abs(cross) > 0.1 * std::sqrt(squares * values)) return false;
+  if (std::abs(mean) > 0.1 * std::sqrt(squares * static_cast<double>(count))) return false;
+  out->push_back({"noise", "random errors everywhere, of about " + Short(cells[cells.size() / 2]) + " of the values"});
+  return true;
+}
+
+}  // namespace
+
+void DescribeRest(const Evidence& evidence, std::vector<Pattern>* out) {
+  int64_t affected = 0;
+  for (int64_t r = 0; r < evidence.num_rows(); ++r) {
+    for (int64_t c = 0; c < evidence.cells(); ++c) affected += evidence.CellAffected(r, c);
+  }
+  const int64_t all = evidence.num_rows() * evidence.cells();
+  if (evidence.everything()) {
     out->push_back({"everywhere", "no single row is beyond its limit"});
+  } else if (10 * affected >= 9 * all && DescribeNoise(evidence, out)) {
+    return;
   } else if (affected == all) {
-    out->push_back(
-        {"everywhere", "in every row and " + std::string(evidence.call().heads > 0 ? "head" : "block of channels")});
+    out->push_back({"everywhere", evidence.call().heads > 0 ? "in every row and head" : "in every row"});
   } else {
     out->push_back({"scattered", "in " + std::to_string(evidence.num_affected()) + " of " +
                                      std::to_string(evidence.num_rows()) + " rows, in no order that is known"});
