@@ -130,6 +130,7 @@ enum class FailureKind : uint8_t {
   kAllZero,      // zeros where the other side has none
   kSameAsLayer,  // byte-identical to another layer's
   kSameAsStep,   // byte-identical to another step's
+  kIdentity,     // what holds in every correct implementation does not: a copy that is none, RoPE that changes norms
 };
 std::string_view FailureKindName(FailureKind kind);  // "missing", "all-zero", …
 

@@ -48,7 +48,7 @@ struct Diagnosis {
   // Points that hold other values than the table says, in a way that changes nothing: a permuted basis of q and k.
   std::vector<std::string> layouts;
 
-  // 0: no locally faulty op; 1: there is one.
+  // 0: no locally faulty op and no weight that is not the checkpoint's; else 1.
   int ExitCode() const;
 };
 

@@ -67,6 +67,12 @@ struct LocalError {
   std::optional<Place> first_non_finite;
 };
 
+// A weight of the trace that is not the checkpoint's: it was loaded wrongly, or the checkpoint changed since.
+struct WeightMismatch {
+  std::string name;
+  std::string text;  // one line
+};
+
 struct ReplayResult {
   std::vector<std::string> traces;
   std::string model;
@@ -75,6 +81,8 @@ struct ReplayResult {
   std::vector<LocalError> points;  // in execution order
   std::optional<size_t> first_faulty;
   size_t clean = 0, suspect = 0, faulty = 0, not_observable = 0;
+  std::vector<WeightMismatch> weights;  // whose fingerprints differ from the checkpoint's
+  size_t weights_compared = 0;
   std::vector<std::string> notes;
 };
 

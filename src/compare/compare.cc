@@ -18,6 +18,7 @@ std::string_view FailureKindName(FailureKind kind) {
     case FailureKind::kAllZero: return "all-zero";
     case FailureKind::kSameAsLayer: return "same-as-layer";
     case FailureKind::kSameAsStep: return "same-as-step";
+    case FailureKind::kIdentity: return "identity";
   }
   return "";
 }

@@ -12,6 +12,7 @@
 #include "compare/completeness.h"
 #include "compare/config.h"
 #include "compare/growth.h"
+#include "compare/identities.h"
 #include "compare/logits.h"
 #include "compare/metrics.h"
 #include "compare/shapes.h"
@@ -75,6 +76,7 @@ class Comparison {
       for (const SideRuns* side : {&reference_, &candidate_}) Release(*side, names[i]);
       if (options_.progress) options_.progress(i + 1, names.size());
     }
+    CheckIdentitiesOfSides();
     Finish(names);
     return std::move(result_);
   }
@@ -160,6 +162,14 @@ class Comparison {
         list->push_back({name, "not promised"});
       }
     }
+  }
+
+  // A live candidate's values are gone.
+  void CheckIdentitiesOfSides() {
+    const auto wanted = [&](const std::string& name) { return Wanted(name); };
+    CheckIdentities(reference_, reference_numbers_, heads_.head_dim, wanted, &result_.failures);
+    if (measured_ != nullptr) return;
+    CheckIdentities(candidate_, candidate_numbers_, heads_.head_dim, wanted, &result_.failures);
   }
 
   void LearnModel(const std::vector<std::string>& names) {

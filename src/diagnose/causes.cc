@@ -26,6 +26,7 @@ void AddRows(const Case& fault, std::span<const Row> rows, std::vector<Hypothesi
     hypothesis.text = row.text;
     hypothesis.advice = AdviceFor(row.cause);
     hypothesis.call = fault.errors.call;
+    hypothesis.freedom = row.freedom;
     row.change(hypothesis.call);
   }
 }
@@ -155,16 +156,22 @@ std::vector<double> FitWeights(const Case& fault) {
   std::map<TokenAt, size_t> rows;
   for (size_t r = 0; r < errors.tokens.size(); ++r) rows[errors.tokens[r]] = r;
   const int64_t cell_width = CellWidthOf(errors, captured.width);
+  const Grid storage(errors.arithmetic.storage);
   std::vector<double> out(captured.value.size(), 0.0);
   for (int64_t r = 0; r < captured.rows; ++r) {
     const auto found = rows.find(fault.sample.tokens[static_cast<size_t>(r)]);
     if (found == rows.end()) continue;
+    // Where the right result nearly vanishes its noise does, too; not that of what was computed instead.
+    double mean = 0;
+    for (int64_t i = 0; expected.Variance(r) && i < captured.width; ++i) mean += expected.Variance(r)[i];
+    mean /= static_cast<double>(captured.width);
     for (int64_t i = 0; i < captured.width; ++i) {
       const auto cell = static_cast<size_t>(static_cast<int64_t>(found->second) * errors.cells + i / cell_width);
       const auto at = static_cast<size_t>(r * captured.width + i);
       if (!affected[cell] || !std::isfinite(captured.value[at]) || !std::isfinite(expected.value[at])) continue;
-      const double variance = expected.Variance(r) == nullptr ? 0 : expected.Variance(r)[i];
-      out[at] = variance > 0 ? 1 / variance : 1;
+      const double own = expected.Variance(r) == nullptr ? 0 : expected.Variance(r)[i];
+      const double variance = own + storage.Rounding(captured.value[at]) + 0.1 * mean;
+      out[at] = std::isfinite(variance) && variance > 0 ? 1 / variance : 1;
     }
   }
   return out;

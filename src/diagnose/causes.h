@@ -32,6 +32,7 @@ struct Row {
   std::string cause;
   std::string text;
   Change change;
+  int freedom = 0;  // as in Hypothesis
 };
 
 // Adds the right call with each of the rows' changes.

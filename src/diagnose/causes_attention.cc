@@ -1,9 +1,11 @@
 // Attention: softmax(scale q·k, masked) v, and its scores.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "diagnose/causes.h"
+#include "diagnose/positions.h"
 #include "diagnose/search.h"
 
 namespace lockstep {
@@ -15,9 +17,9 @@ void AddScales(const Case& fault, std::vector<Hypothesis>* out) {
   const Config& config = fault.evaluator.model().config();
   const double right = fault.errors.call.attention.scale;
   const auto d = static_cast<double>(config.head_dim);
-  const auto add = [&](double scale, const std::string& text) {
+  const auto add = [&](double scale, const std::string& text, int freedom = 0) {
     if (std::abs(scale / right - 1) < 1e-12) return;
-    AddRow(fault, {"attention-scale", text, [scale](OpCall& c) { c.attention.scale = scale; }}, out);
+    AddRow(fault, {"attention-scale", text, [scale](OpCall& c) { c.attention.scale = scale; }, freedom}, out);
   };
   const auto derived = static_cast<double>(config.hidden_size / config.num_attention_heads);
   add(1, "does not scale the scores");
@@ -50,7 +52,7 @@ void AddScales(const Case& fault, std::vector<Hypothesis>* out) {
     left(c) < left(e) ? b = e : a = c;
   }
   const double fitted = std::exp((a + b) / 2);
-  add(fitted, "scales by " + Number(fitted, 4) + " instead of " + Number(right, 4));
+  add(fitted, "scales by " + Number(fitted, 4) + " instead of " + Number(right, 4), 1);
 }
 
 void AddMasks(const Case& fault, std::vector<Hypothesis>* out) {
@@ -71,6 +73,33 @@ void AddMasks(const Case& fault, std::vector<Hypothesis>* out) {
             [shift](OpCall& c) { c.attention.mask_shift = shift; }},
            out);
   }
+}
+
+// Masks by the row's place in its call, and keys that end early.
+void AddLastKeys(const Case& fault, std::vector<Hypothesis>* out) {
+  const TraceRuns* runs = &fault.evaluator.captures().runs();
+  AddRow(fault,
+         {"attention-mask-shifted", "masks a later call as if its queries began at position 0",
+          [runs](OpCall& c) {
+            c.attention.last_key = [runs](const TokenAt& t) { return int64_t{t.position} - FirstOfCall(*runs, t); };
+          }},
+         out);
+  int64_t first = std::numeric_limits<int64_t>::max();
+  const std::vector<char> affected = AffectedCells(fault.errors);
+  for (size_t r = 0; r < fault.errors.tokens.size(); ++r) {
+    const auto cells = affected.begin() + static_cast<ptrdiff_t>(r) * fault.errors.cells;
+    if (std::find(cells, cells + fault.errors.cells, 1) != cells + fault.errors.cells) {
+      first = std::min<int64_t>(first, fault.errors.tokens[r].position);
+    }
+  }
+  if (first <= 0) return;
+  AddRow(fault,
+         {"attention-stale-cache", "never sees keys from position " + std::to_string(first) + " on",
+          [first](OpCall& c) {
+            c.attention.last_key = [first](const TokenAt& t) { return std::min<int64_t>(t.position, first - 1); };
+          },
+          1},
+         out);
 }
 
 // The window by what is left: it falls towards the right one from both sides, so a coarse and a fine search find it.
@@ -97,7 +126,7 @@ void AddWindows(const Case& fault, std::vector<Hypothesis>* out) {
   if (best == 0) return;
   AddRow(fault,
          {"attention-window", "sees only the last " + std::to_string(best) + " keys",
-          [best](OpCall& c) { c.attention.window = best; }},
+          [best](OpCall& c) { c.attention.window = best; }, 1},
          out);
 }
 
@@ -282,6 +311,9 @@ void AddCache(const Case& fault, std::vector<Hypothesis>* out) {
          }
          return from;
        }},
+      {"are one row late, the first one kept,", [](const Keys&, int64_t j) { return std::max<int64_t>(j - 1, 0); }},
+      {"are one row early, the last one kept,",
+       [=](const Keys& k, int64_t j) { return std::min<int64_t>(j + 1, last(k)); }},
       {"of all positions are those of position 0", [](const Keys&, int64_t) { return int64_t{0}; }},
       {"of all positions are those of the last", [=](const Keys& k, int64_t) { return last(k); }},
       {"are in reverse order", [=](const Keys& k, int64_t j) { return last(k) - j; }},
@@ -295,6 +327,24 @@ void AddCache(const Case& fault, std::vector<Hypothesis>* out) {
           out);
     }
   }
+}
+
+// Rows of another sequence where it has some at that position, else the own ones: their slots of the cache were shared.
+Change SharedSlots(Evaluator* evaluator, int sequence) {
+  return [=](OpCall& c) {
+    const std::vector<PointAt> inputs = c.inputs;
+    c.before = [=](const Keys& tokens, size_t input, Block* block) {
+      if (input == 0) return;
+      for (int64_t j = 0; j < block->rows; ++j) {
+        const TokenAt& own = tokens[static_cast<size_t>(j)];
+        const auto& written = evaluator->captures().Written(own.run, sequence);
+        const auto found = written.find(own.position);
+        if (found == written.end() || found->second.front().step > own.step) continue;
+        const Evaluated theirs = evaluator->Captured(inputs[input], {found->second.front()});
+        if (theirs.observable.front()) std::copy_n(theirs.block.Row(0), block->width, block->Row(j));
+      }
+    };
+  };
 }
 
 void AddSequences(const Case& fault, std::vector<Hypothesis>* out) {
@@ -326,6 +376,11 @@ void AddSequences(const Case& fault, std::vector<Hypothesis>* out) {
             "reads the keys and values of sequence " + std::to_string(sequence) + " for every row",
             [sequence](OpCall& c) { c.attention.sequence = [sequence](const TokenAt&) { return sequence; }; }},
            out);
+    AddRow(fault,
+           {"attention-other-sequence",
+            "reads rows of sequence " + std::to_string(sequence) + " in the cache, where it has any",
+            SharedSlots(&fault.evaluator, sequence)},
+           out);
   }
 }
 
@@ -335,6 +390,7 @@ void ProposeForAttention(const Case& fault, std::vector<Hypothesis>* out) {
   const int layer = fault.errors.call.point.layer;
   const auto at = [layer](Point id) { return PointAt{id, layer}; };
   AddMasks(fault, out);
+  AddLastKeys(fault, out);
   AddHeadMap(fault, out);
   const Row rows[] = {
       {"attention-unrotated-k", "reads k before the rotation",

@@ -27,10 +27,9 @@ Change RowsOf(const std::shared_ptr<Matrix>& table, std::function<int64_t(const 
   };
 }
 
-// For each row of the sample the row of the table that it equals, -1 where there is none.
-std::vector<int64_t> Search(const Case& fault, const Matrix& table) {
-  const Block& captured = fault.sample.captured;
-  std::multimap<double, int64_t> wanted;  // first value: row of the sample
+// Of each of these captured rows the row of the table that it equals, -1 where there is none.
+std::vector<int64_t> Search(const Block& captured, const Matrix& table) {
+  std::multimap<double, int64_t> wanted;  // by the first value
   for (int64_t r = 0; r < captured.rows; ++r) wanted.emplace(captured.Row(r)[0], r);
   std::vector<int64_t> found(static_cast<size_t>(captured.rows), -1);
   std::vector<double> rows(static_cast<size_t>(kRowsAtOnce * table.columns));
@@ -50,6 +49,33 @@ std::vector<int64_t> Search(const Case& fault, const Matrix& table) {
   return found;
 }
 
+// Every affected token with the row it got; empty where one is not in the table.
+std::map<TokenAt, int64_t> RowsTaken(const Case& fault) {
+  const PointErrors& errors = fault.errors;
+  const std::vector<int64_t> of_sample = Search(fault.sample.captured, *errors.call.matrix);
+  if (std::find(of_sample.begin(), of_sample.end(), -1) != of_sample.end()) return {};
+  const std::vector<char> affected = AffectedCells(errors);
+  std::map<TokenAt, int64_t> out;
+  const auto block = static_cast<size_t>(fault.evaluator.RowsPerBlock(errors.call.point));
+  std::vector<TokenAt> part;
+  for (size_t r = 0; r <= errors.tokens.size(); ++r) {
+    const bool ends = r == errors.tokens.size();
+    if (!part.empty() && (ends || part.size() == block || part.front().run != errors.tokens[r].run)) {
+      const std::vector<int64_t> found =
+          Search(fault.evaluator.Captured(errors.call.point, part).block, *errors.call.matrix);
+      for (size_t i = 0; i < part.size(); ++i) {
+        if (found[i] < 0) return {};
+        out[part[i]] = found[i];
+      }
+      part.clear();
+    }
+    if (ends) break;
+    const auto cells = affected.begin() + static_cast<ptrdiff_t>(r) * errors.cells;
+    if (std::find(cells, cells + errors.cells, 1) != cells + errors.cells) part.push_back(errors.tokens[r]);
+  }
+  return out;
+}
+
 // Of the row's token in the same sequence, `distance` positions on; -1 where there is none.
 int64_t NeighbourId(Captures& captures, const TokenAt& token, int distance) {
   const auto& written = captures.Written(token.run, token.sequence);
@@ -57,36 +83,41 @@ int64_t NeighbourId(Captures& captures, const TokenAt& token, int distance) {
   return found == written.end() ? -1 : found->second.back().input_id;
 }
 
+std::string Signed(int64_t value) { return (value < 0 ? "- " : "+ ") + std::to_string(std::abs(value)); }
+
+// What was found of every token: whole rows of the table that are equal to the bit leave no doubt.
 void AddFound(const Case& fault, std::vector<Hypothesis>* out) {
   const std::shared_ptr<Matrix> table = fault.errors.call.matrix;
-  const std::vector<int64_t> found = Search(fault, *table);
-  const std::vector<TokenAt>& tokens = fault.sample.tokens;
-  std::map<int64_t, int> shifts;
-  for (size_t r = 0; r < found.size(); ++r) {
-    if (found[r] >= 0 && found[r] != tokens[r].input_id) ++shifts[found[r] - tokens[r].input_id];
+  const std::map<TokenAt, int64_t> taken = RowsTaken(fault);
+  if (taken.empty()) return;
+  const auto same = [&](auto&& of) {
+    const auto first = of(taken.begin()->first, taken.begin()->second);
+    return std::all_of(taken.begin(), taken.end(),
+                       [&](const auto& entry) { return of(entry.first, entry.second) == first; });
+  };
+  std::string cause = "embedding-wrong-row", text;
+  const int64_t last = table->rows - 1, first_row = taken.begin()->second;
+  const int64_t shift = first_row - taken.begin()->first.input_id;
+  if (taken.size() > 1 && same([](const TokenAt& t, int64_t row) { return row - t.input_id; })) {
+    cause = "embedding-id-shifted";
+    text = "reads row id " + Signed(shift) + " instead of row id";
+  } else if (taken.size() > 1 && same([&](const TokenAt& t, int64_t row) { return row + t.input_id; }) &&
+             first_row + taken.begin()->first.input_id == last) {
+    text = "reads the table in reverse order";
+  } else if (taken.size() > 1 && same([](const TokenAt&, int64_t row) { return row; })) {
+    text = "reads row " + std::to_string(first_row) + " for all of these tokens";
+  } else {
+    text = "reads other rows: " + std::to_string(first_row) + " for id " +
+           std::to_string(taken.begin()->first.input_id) + (taken.size() > 1 ? ", ..." : "");
   }
-  const auto best =
-      std::max_element(shifts.begin(), shifts.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
-  if (best != shifts.end() && best->second >= 2) {
-    const int64_t shift = best->first;
-    AddRow(fault,
-           {"embedding-id-shifted",
-            "reads row id " + std::string(shift > 0 ? "+ " : "- ") + std::to_string(std::abs(shift)) +
-                " instead of row id",
-            RowsOf(table, [shift](const TokenAt& t) { return t.input_id + shift; })},
-           out);
-  }
-  std::map<std::tuple<int, int, int>, int64_t> ids;
-  for (size_t r = 0; r < found.size(); ++r) {
-    if (found[r] >= 0) ids[{tokens[r].run, tokens[r].step, tokens[r].token}] = found[r];
-  }
-  if (ids.size() == 1 && tokens.size() == 1) {
-    const int64_t id = ids.begin()->second;
-    AddRow(fault,
-           {"embedding-wrong-row", "reads row " + std::to_string(id) + " of the embedding",
-            RowsOf(table, [id](const TokenAt&) { return id; })},
-           out);
-  }
+  AddRow(fault,
+         {cause, text,
+          RowsOf(table,
+                 [taken](const TokenAt& t) {
+                   const auto at = taken.find(t);
+                   return at == taken.end() ? int64_t{t.input_id} : at->second;
+                 })},
+         out);
 }
 
 }  // namespace

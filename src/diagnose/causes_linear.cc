@@ -172,7 +172,7 @@ void AddBias(const Case& fault, std::vector<Hypothesis>* out) {
     bias[static_cast<size_t>(c)] = sum / total;
   }
   if (!any) return;
-  AddRow(fault, {"linear-bias", "adds a bias that the checkpoint does not have", [&](OpCall& c) { c.bias = bias; }},
+  AddRow(fault, {"linear-bias", "adds a bias that the checkpoint does not have", [&](OpCall& c) { c.bias = bias; }, 2},
          out);
 }
 

@@ -42,14 +42,14 @@ std::vector<Measured> Measure(const Case& fault) {
 
 void AddEps(const Case& fault, std::vector<Hypothesis>* out) {
   const double right = fault.errors.call.norm.eps;
-  const auto add = [&](double eps, int digits) {
+  const auto add = [&](double eps, int digits, int freedom) {
     AddRow(fault,
            {"norm-eps", "eps " + Number(eps, digits) + " instead of " + Number(right),
-            [eps](OpCall& c) { c.norm.eps = eps; }},
+            [eps](OpCall& c) { c.norm.eps = eps; }, freedom},
            out);
   };
   for (const double eps : {1e-5, 1e-6, 1e-8, 1e-12, 0.0, 1e-7, 1e-4, 1e-3}) {
-    if (eps != right) add(eps, 7);
+    if (eps != right) add(eps, 7, 0);
   }
   // Solved from the ratios. One group says nothing: any eps would fit it.
   const std::vector<Measured> groups = Measure(fault);
@@ -58,7 +58,7 @@ void AddEps(const Case& fault, std::vector<Hypothesis>* out) {
     sum += group.weight * (group.inverse - group.squares / fault.errors.call.norm.count);
     total += group.weight;
   }
-  if (groups.size() >= 2 && sum > 0) add(sum / total, 3);
+  if (groups.size() >= 2 && sum > 0) add(sum / total, 3, 1);
 }
 
 void AddCounts(const Case& fault, std::vector<Hypothesis>* out) {

@@ -59,7 +59,7 @@ void AddFitted(const Case& fault, const std::vector<PointAt>& inputs, const std:
   call.inputs = inputs;
   call.factors = factors;
   if (inputs.size() > 2 && factors.back() == 0) return;  // the point added nothing
-  AddRow(fault, {"residual-other", "gives " + Sum(call), [&](OpCall& c) { c = call; }}, out);
+  AddRow(fault, {"residual-other", "gives " + Sum(call), [&](OpCall& c) { c = call; }, 1}, out);
 }
 
 }  // namespace

@@ -112,6 +112,9 @@ void AddPartial(const Case& fault, std::vector<Hypothesis>* out) {
     wrong.push_back(std::pow(config.rope_theta, -static_cast<double>(i) / static_cast<double>(d)));
   }
   AddRow(fault, {"rope-theta", "takes theta^(-i/d) instead of theta^(-2i/d)", FrequenciesOf(wrong)}, out);
+  Frequencies reversed = RopeFrequencies(config.rope_theta, d);
+  std::reverse(reversed.begin(), reversed.end());
+  AddRow(fault, {"rope-frequencies", "takes its frequencies in reverse order", FrequenciesOf(reversed)}, out);
 }
 
 // --- Measured from the sample ---
@@ -185,26 +188,22 @@ double FrequencyOf(const Angles& angles, int64_t pair, double first_guess) {
   return best;
 }
 
-struct Line {
-  double slope = 0, intercept = 0;
-  bool known = false;
-};
-
-// log f_i = intercept - slope * i
-Line FitLog(const Frequencies& measured) {
-  double n = 0, x = 0, y = 0, xx = 0, xy = 0;
+// Measured frequencies in words, and whether they are the right ones slowed down, the slow ones most.
+std::pair<std::string, bool> Described(const Frequencies& measured, const Frequencies& right, int64_t d) {
+  double last = 1.02, slope = 0;
+  bool is_scaling = true;
   for (size_t i = 0; i < measured.size(); ++i) {
-    if (!(measured[i] > 0)) continue;
-    const auto at = static_cast<double>(i);
-    const double log = std::log(measured[i]);
-    n += 1, x += at, y += log, xx += at * at, xy += at * log;
+    const double ratio = measured[i] / right[i];
+    is_scaling = is_scaling && ratio > 0 && ratio <= last * 1.02;
+    last = ratio;
   }
-  Line out;
-  if (n < 3) return out;
-  out.slope = -(n * xy - x * y) / (n * xx - x * x);
-  out.intercept = (y + out.slope * x) / n;
-  out.known = true;
-  return out;
+  std::string text =
+      "rotates with other frequencies: the slowest pair's is " + Number(last, 3) + " times the right one";
+  if (measured.front() > 0 && measured.back() > 0 && measured.size() > 1) {
+    slope = std::log(measured.front() / measured.back()) / static_cast<double>(measured.size() - 1);
+    text += " (as theta " + Number(std::exp(slope * static_cast<double>(d) / 2), 3) + " would give)";
+  }
+  return {text, is_scaling};
 }
 
 // Squared distance between measured turns and those of these frequencies, over the first `tokens` tokens.
@@ -263,9 +262,10 @@ void AddFitted(const Case& fault, const Angles& angles, std::vector<Hypothesis>*
     return f;
   };
   const double factor = std::exp(BestLog(angles, std::log(1.0 / 64), std::log(64.0), of_factor));
-  AddRow(fault,
-         {"rope-scaling", "multiplies all angles by " + Number(factor, 4), FrequenciesOf(of_factor(std::log(factor)))},
-         out);
+  AddRow(
+      fault,
+      {"rope-scaling", "multiplies all angles by " + Number(factor, 4), FrequenciesOf(of_factor(std::log(factor))), 1},
+      out);
   double dot = 0, squares = 0;
   for (size_t t = 0; t < angles.tokens.size(); ++t) {
     for (int64_t i = 0; i < angles.pairs; ++i) {
@@ -286,15 +286,8 @@ void AddFitted(const Case& fault, const Angles& angles, std::vector<Hypothesis>*
     measured.push_back(FrequencyOf(angles, i, right[static_cast<size_t>(i)]));
     if (std::isnan(measured.back())) return;
   }
-  const Line line = FitLog(measured);
-  const std::string slope =
-      line.known ? " (nearest theta " + Number(std::exp(line.slope * static_cast<double>(d) / 2), 3) + ")" : "";
-  AddRow(fault,
-         {"rope-scaling",
-          "rotates with other frequencies: the slowest " + Number(measured.back() / right.back(), 3) +
-              " times the right one" + slope,
-          FrequenciesOf(measured, magnitude)},
-         out);
+  const auto [text, is_scaling] = Described(measured, right, d);
+  AddRow(fault, {is_scaling ? "rope-scaling" : "rope-frequencies", text, FrequenciesOf(measured, magnitude), 2}, out);
 }
 
 // Norm and rotation in the wrong order, and rotations of what was not normed.

@@ -8,7 +8,7 @@ void ProposeForSwiGlu(const Case& fault, std::vector<Hypothesis>* out) {
   const Row rows[] = {
       {"swiglu-gelu", "applies gelu instead of silu", activation(Activation::kGelu)},
       {"swiglu-gelu-tanh", "applies gelu (tanh) instead of silu", activation(Activation::kGeluTanh)},
-      {"swiglu-gelu", "applies gelu (x * sigmoid(1.702 x)) instead of silu", activation(Activation::kQuickGelu)},
+      {"swiglu-quick-gelu", "applies x * sigmoid(1.702 x) instead of silu", activation(Activation::kQuickGelu)},
       {"swiglu-relu", "applies relu instead of silu", activation(Activation::kRelu)},
       {"swiglu-sigmoid", "applies sigmoid instead of silu", activation(Activation::kSigmoid)},
       {"swiglu-no-activation", "multiplies gate by up without an activation", activation(Activation::kIdentity)},
@@ -23,6 +23,15 @@ void ProposeForSwiGlu(const Case& fault, std::vector<Hypothesis>* out) {
       {"swiglu-swapped", "reads up as gate, too", [](OpCall& c) { c.inputs[0] = c.inputs[1]; }},
   };
   AddRows(fault, rows, out);
+  for (const size_t input : {0, 1}) {
+    AddRow(fault,
+           {"op-skipped", std::string("gives ") + (input == 0 ? "gate" : "up") + " as it is",
+            [input](OpCall& c) {
+              c.op = Op::kCopy;
+              c.inputs = {c.inputs[input]};
+            }},
+           out);
+  }
   AddWrongInputs(fault, 0, "swiglu-wrong-input", {}, out);
   AddWrongInputs(fault, 1, "swiglu-wrong-input", {}, out);
 }

@@ -98,6 +98,7 @@ class Diagnostician {
       errors.summary.reasons = {*layout};
       return;
     }
+    if (errors.summary.bridged && !findings_.empty() && BridgedOverFaults(errors)) return;
     Finding finding = Described(errors);
     const PointAt point = errors.call.point;
     const int64_t width = session_.evaluator().captures().Of(point).width();
@@ -134,6 +135,31 @@ class Diagnostician {
     return finding;
   }
 
+  // Rows whose inputs were recomputed by right ops, where ops before were faulty, are not what the implementation had.
+  // Rows whose inputs were captured remain to be judged.
+  bool BridgedOverFaults(PointErrors& errors) {
+    Captures& captures = session_.evaluator().captures();
+    std::vector<TokenAt> direct;
+    for (const TokenAt& token : errors.tokens) {
+      const bool is_there = std::all_of(errors.call.inputs.begin(), errors.call.inputs.end(),
+                                        [&](const PointAt& input) { return captures.Of(input).IndexOf(token) >= 0; });
+      if (is_there) direct.push_back(token);
+    }
+    if (direct.size() == errors.tokens.size()) return false;
+    LocalError& summary = errors.summary;
+    PointErrors judged = Judge(session_.evaluator(), errors.call, &direct);
+    if (judged.summary.verdict == OpVerdict::kFaulty) {
+      judged.summary.name = summary.name, judged.summary.layer = summary.layer;
+      judged.summary.point = summary.point, judged.summary.op = summary.op;
+      errors = std::move(judged);
+      return false;
+    }
+    summary.verdict = direct.empty() ? OpVerdict::kNotObservable : judged.summary.verdict;
+    summary.rows_not_observable += static_cast<int64_t>(errors.tokens.size() - direct.size());
+    summary.reasons = {"inputs of some rows would have to be recomputed by ops that are faulty here"};
+    return true;
+  }
+
   void Diagnose(const PointErrors& errors, Finding* finding) {
     Evaluator& evaluator = session_.evaluator();
     const int64_t width = evaluator.captures().Of(errors.call.point).width();
@@ -141,7 +167,10 @@ class Diagnostician {
     const Case fault = {evaluator, errors, sample};
     finding->patterns = DescribePatterns(fault);
     std::vector<size_t>& likely = likely_[errors.call.point.id];
-    const Explained explained = Explain(fault, likely);
+    // What two mistakes do not explain in one layer, they will not in the next.
+    bool& unexplained = unexplained_[errors.call.point.id];
+    const Explained explained = Explain(fault, likely, !unexplained);
+    unexplained = unexplained || !explained.cause;
     finding->cause = explained.cause;
     finding->also = explained.also;
     finding->next = explained.next;
@@ -171,13 +200,14 @@ class Diagnostician {
   ReplaySession& session_;
   Layouts layouts_;
   std::map<Point, std::vector<size_t>> likely_;
+  std::map<Point, bool> unexplained_;
   std::vector<Finding> findings_;
   std::vector<std::string> layout_notes_;
 };
 
 }  // namespace
 
-int Diagnosis::ExitCode() const { return replay.first_faulty ? 1 : 0; }
+int Diagnosis::ExitCode() const { return replay.first_faulty || !replay.weights.empty() ? 1 : 0; }
 
 Diagnosis Diagnose(const std::vector<std::string>& traces, const std::string& model, const ReplayOptions& options) {
   ReplaySession session(traces, model);

@@ -30,6 +30,9 @@ struct Hypothesis {
   std::string text;    // completes "the op …": "rotates interleaved pairs instead of halves"
   std::string advice;  // how it is usually fixed
   OpCall call;
+  // What was fitted to the sample: nothing, a figure, or a map or vector. Of hypotheses that explain a fault the least
+  // free is named.
+  int freedom = 0;
 };
 
 // Adds what is worth trying in this case. Each stands for one kind of op and is registered in the catalogue.

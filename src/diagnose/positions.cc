@@ -194,6 +194,8 @@ Map Described(const std::map<TokenAt, int32_t>& found) {
 
 }  // namespace
 
+int32_t FirstOfCall(const TraceRuns& runs, const TokenAt& token) { return PlaceOf(runs, token).first_of_step; }
+
 void AddPositions(const Case& fault, std::vector<Hypothesis>* out) {
   const auto add = [&](const Map& map) {
     AddRow(fault, {map.cause, map.text, [&](OpCall& c) { c.rope.position = map.position; }}, out);
@@ -201,18 +203,22 @@ void AddPositions(const Case& fault, std::vector<Hypothesis>* out) {
   for (const Map& map : NamedMaps(&fault.evaluator.captures().runs())) add(map);
   if (fault.errors.call.rope.interleaved || fault.errors.call.rope.position || !SampleIsRotated(fault)) return;
   const std::map<TokenAt, int32_t> found = Search(fault);
-  if (!found.empty()) add(Described(found));
+  if (found.empty()) return;
+  const Map map = Described(found);
+  AddRow(fault, {map.cause, map.text, [&](OpCall& c) { c.rope.position = map.position; }, found.size() > 2 ? 2 : 1},
+         out);
 }
 
 void RotateCell(int64_t cell, int64_t heads, const std::vector<int32_t>& positions,
                 const std::vector<double>& frequencies, DType storage, double* head, double* variance) {
   const Grid grid(storage);
   const auto pairs = static_cast<int64_t>(frequencies.size());
-  double times = 0, sum = 0;
+  double times = 0, sum = 0, squares = 0;
   for (int64_t h = 0; h < heads; ++h) {
     const int64_t token = cell - h;
     if (token < 0 || token >= static_cast<int64_t>(positions.size())) continue;
-    sum += positions[static_cast<size_t>(token)], times += 1;
+    const double position = positions[static_cast<size_t>(token)];
+    sum += position, squares += position * position, times += 1;
   }
   for (int64_t i = 0; i < pairs; ++i) {
     const double c = std::cos(sum * frequencies[static_cast<size_t>(i)]);
@@ -220,7 +226,9 @@ void RotateCell(int64_t cell, int64_t heads, const std::vector<int32_t>& positio
     const double a = head[i], b = head[i + pairs];
     head[i] = a * c - b * s, head[i + pairs] = b * c + a * s;
     // Each rotation rounds products and sums of values as large as the pair, and its angle.
-    variance[i] = variance[i + pairs] = 4 * times * grid.Rounding(std::hypot(a, b));
+    const double f = frequencies[static_cast<size_t>(i)], log = std::log(f), angle = f * 0x1p-24;
+    const double turned = squares * angle * angle * (4 + log * log / 3);
+    variance[i] = variance[i + pairs] = 5 * times * grid.Rounding(std::hypot(a, b)) + (a * a + b * b) * turned;
   }
 }
 

@@ -5,6 +5,9 @@
 
 namespace lockstep {
 
+// Position of the first token of the row's sequence in its call.
+int32_t FirstOfCall(const TraceRuns& runs, const TokenAt& token);
+
 // The position maps that implementations get wrong, and the one that is measured: each affected row is searched for the
 // position that reproduces it.
 void AddPositions(const Case& fault, std::vector<Hypothesis>* out);

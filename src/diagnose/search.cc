@@ -17,8 +17,9 @@ constexpr int64_t kQuickRows = 4;  // enough to see that a hypothesis is wrong
 constexpr size_t kVerified = 8;    // of those that fit the sample, the best
 // A cause must leave at most this share of the error: what changes nearly nothing explains nothing.
 constexpr double kMostLeft = 0.5;
-// Two fits are equal where the better one's advantage in chi squared is less.
-constexpr double kEqual = 30;
+// A fit is worse than another where it leaves so many times its error, and more than clean ops do.
+constexpr double kClearly = 1.8;
+constexpr double kFloor = 0.7;
 constexpr double kPairSeconds = 4;
 constexpr double kVerifyElements = 4e7;  // of all rows of the logits there are more
 
@@ -154,20 +155,21 @@ class Search {
   // Verifies what fits the sample on all affected rows.
   Explained Result() {
     std::vector<Candidate> accepted = Verified();
+    std::stable_sort(accepted.begin(), accepted.end(), [](const Candidate& a, const Candidate& b) {
+      return a.hypothesis.freedom < b.hypothesis.freedom;
+    });
     Explained out;
     const Candidate* best = nullptr;
     for (const Candidate& c : accepted) best = !best || Worse(*best, c) ? &c : best;
-    std::vector<const Candidate*> equal;
-    for (const Candidate& c : accepted) {
-      if (!Worse(c, *best)) equal.push_back(&c);
-    }
     std::set<std::string> named;
-    for (const Candidate* c : equal) {
-      if (!named.insert(c->hypothesis.cause).second) continue;
+    for (const Candidate& c : accepted) {
+      if (Worse(c, *best) || (out.cause && c.hypothesis.freedom > best->hypothesis.freedom)) continue;
+      if (!named.insert(c.hypothesis.cause).second) continue;
       if (out.cause) {
-        out.also.push_back(ExplanationOf(*c));
+        out.also.push_back(ExplanationOf(c));
       } else {
-        out.cause = ExplanationOf(*c), out.entry = c->entry;
+        out.cause = ExplanationOf(c), out.entry = c.entry;
+        best = &c;
       }
     }
     SetNext(accepted, named, &out);
@@ -182,10 +184,10 @@ class Search {
     return fit.ratio <= 1 && (only_scale_ || fit.left <= kMostLeft);
   }
 
-  // Whether `a` fits clearly worse than `b`.
-  bool Worse(const Candidate& a, const Candidate& b) const {
-    const double better = std::max(b.fit.whole, 1e-3);
-    return static_cast<double>(b.fit.elements) * (a.fit.whole * a.fit.whole / (better * better) - 1) > kEqual;
+  // Whether `a` fits clearly worse than `b`: it leaves something systematic, not just another convention of rounding,
+  // which a free fit absorbs.
+  static bool Worse(const Candidate& a, const Candidate& b) {
+    return a.fit.whole > kClearly * b.fit.whole && a.fit.whole > kFloor;
   }
 
   std::vector<Candidate> Verified() {
@@ -377,7 +379,7 @@ Fit FitOf(const Case& fault, const OpCall& call, int64_t rows) {
   return fit;
 }
 
-Explained Explain(const Case& fault, const std::vector<size_t>& likely) {
+Explained Explain(const Case& fault, const std::vector<size_t>& likely, bool pairs) {
   const size_t any_op = Catalogue().size();
   if (!likely.empty()) {
     Search search(fault);
@@ -388,10 +390,10 @@ Explained Explain(const Case& fault, const std::vector<size_t>& likely) {
   Search search(fault);
   for (size_t entry = 0; entry <= any_op; ++entry) search.Try(entry);
   Explained out = search.Result();
-  if (out.cause) return out;
-  Search pairs(fault);
-  TryPairs(fault, &pairs);
-  Explained paired = pairs.Result();
+  if (out.cause || !pairs) return out;
+  Search two(fault);
+  TryPairs(fault, &two);
+  Explained paired = two.Result();
   if (!paired.cause) return out;
   paired.next = out.next;
   return paired;

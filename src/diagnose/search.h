@@ -35,7 +35,7 @@ int64_t SampleRows(const OpCall& call, int64_t width);
 Fit FitOf(const Case& fault, const OpCall& call, int64_t rows);
 
 // `likely`: entries of the catalogue that explained the same point in other layers; the rest is tried only where they
-// do not explain this one.
-Explained Explain(const Case& fault, const std::vector<size_t>& likely = {});
+// do not explain this one. `pairs`: two mistakes at once are tried, too, which is dear.
+Explained Explain(const Case& fault, const std::vector<size_t>& likely = {}, bool pairs = true);
 
 }  // namespace lockstep

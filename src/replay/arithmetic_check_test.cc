@@ -104,6 +104,16 @@ TEST(ArithmeticCheckTest, FinerThanDeclared) {
               ElementsAre("declared BF16, but the values of layer_output need F32 in all layers"));
 }
 
+TEST(ArithmeticCheckTest, PartialSumsSayNothing) {
+  Tensors tensors(DType::kBF16);
+  tensors.Declare(DType::kBF16, DType::kBF16, DType::kBF16);
+  tensors.trace.Add("layer_7_attn_o_proj", {kTokens, kWidth}, Rows(99, Range(0, kTokens), kWidth)).partial = true;
+  EXPECT_THAT(tensors.Check().contradictions, IsEmpty());
+  tensors.trace.steps[0].tensors[0].partial = false;
+  EXPECT_THAT(CheckArithmetic(GroupRuns({tensors.trace.View()})).contradictions,
+              ElementsAre("declared BF16, but the values of attn_o_proj need F32 in layer 7"));
+}
+
 TEST(ArithmeticCheckTest, OverridesCount) {
   Tensors tensors(DType::kBF16);
   tensors.On(Point::kLayerOutput, DType::kF32).Declare(DType::kBF16, DType::kBF16, DType::kBF16);

@@ -121,7 +121,8 @@ std::vector<TokenAt> Shifted(const std::vector<TokenAt>& keys, int64_t shift) {
 KeyRange SeenBy(const TokenAt& token, const std::vector<TokenAt>& keys, const AttentionParams& attention) {
   const auto count = static_cast<int64_t>(keys.size());
   const auto step_of = [&](int64_t key) { return keys[static_cast<size_t>(key)].step; };
-  int64_t end = attention.causal ? std::clamp<int64_t>(token.position + 1 + attention.mask_shift, 0, count) : count;
+  const int64_t last = attention.last_key ? attention.last_key(token) : token.position + attention.mask_shift;
+  int64_t end = attention.causal ? std::clamp<int64_t>(last + 1, 0, count) : count;
   while (end > 0 && step_of(end - 1) > token.step) --end;  // not yet written
   int64_t begin = attention.window > 0 ? std::max<int64_t>(0, token.position + 1 - attention.window) : 0;
   begin = std::min(begin, end);

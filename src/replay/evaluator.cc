@@ -37,13 +37,9 @@ void CopyRow(const Block& from, int64_t i, Block* to, int64_t j) {
 }
 
 Arithmetic Evaluator::ArithmeticOf(const PointAt& point) {
-  const TraceMeta& meta = captures_.runs().runs.front().meta();
-  Arithmetic arithmetic = meta.ArithmeticOf(point.Name());
+  Arithmetic arithmetic = meta_.ArithmeticOf(point.Name());
   const CapturedPoint& captured = captures_.Of(point);
-  if (!captured.empty()) {
-    if (!meta.has_arithmetic) arithmetic = {captured.dtype(), captured.dtype(), DType::kF32, captured.dtype()};
-    arithmetic.storage = Coarser(arithmetic.storage, captured.dtype());
-  }
+  if (!captured.empty()) arithmetic.storage = Coarser(arithmetic.storage, captured.dtype());
   return arithmetic;
 }
 
@@ -61,10 +57,8 @@ Evaluated Evaluator::Captured(const PointAt& point, const std::vector<TokenAt>& 
   if (captured.empty()) return out;
   out.from.insert(point.Name());
   // A capture that is coarser than what the engine went on with has a rounding of its own.
-  const TraceMeta& meta = captures_.runs().runs.front().meta();
   const Grid grid(captured.dtype());
-  const bool coarse =
-      meta.has_arithmetic && grid.unit_error() > Grid(meta.ArithmeticOf(point.Name()).storage).unit_error();
+  const bool coarse = grid.unit_error() > Grid(meta_.ArithmeticOf(point.Name()).storage).unit_error();
   if (coarse) out.block.variance.assign(out.block.value.size(), 0.0);
   ParallelFor(static_cast<int64_t>(tokens.size()), [&](int64_t i) {
     const int64_t index = captured.IndexOf(tokens[static_cast<size_t>(i)]);

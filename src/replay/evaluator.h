@@ -32,14 +32,14 @@ void CopyRow(const Block& from, int64_t i, Block* to, int64_t j);
 
 class Evaluator {
  public:
-  // REQUIRES: both outlive this.
-  Evaluator(Captures& captures, const ReplayModel& model) : captures_(captures), model_(model) {}
+  // `meta` says in which dtypes the side computed. REQUIRES: all outlive this.
+  Evaluator(Captures& captures, const ReplayModel& model, const TraceMeta& meta)
+      : captures_(captures), model_(model), meta_(meta) {}
 
   Captures& captures() { return captures_; }
   const ReplayModel& model() const { return model_; }
 
-  // In which dtypes the side computed a point: as declared, or inferred from the data; the storage is never finer than
-  // the tensor's own dtype.
+  // In which dtypes the side computed a point; the storage is never finer than the tensor's own dtype.
   Arithmetic ArithmeticOf(const PointAt& point);
   // The right call of a point under that arithmetic.
   OpCall CallOf(const PointAt& point) { return model_.CallOf(point, ArithmeticOf(point)); }
@@ -74,6 +74,7 @@ class Evaluator {
 
   Captures& captures_;
   const ReplayModel& model_;
+  const TraceMeta& meta_;
   using Rows = std::pair<std::string, std::vector<TokenAt>>;
   std::map<Rows, Evaluated> bridged_;  // within one evaluation: a residual is read twice
   std::map<Rows, Evaluated> keys_;

@@ -118,6 +118,9 @@ TEST(CoarserGridTest, MultiplesOfAStep) {
                   Optional(HasSubstr("multiples of one step a head up to ")));
     }
   }
+  std::vector<float> mixed = Quantised(Normal(2048, 1), 1024, 127, DType::kF32);
+  std::copy_n(Normal(1024, 2).begin(), 1024, mixed.begin() + 1024);
+  EXPECT_FALSE(CoarserGrid(mixed, {8, 128}, DType::kF32));
   EXPECT_THAT(CoarserGrid(Quantised(Normal(2048, 1), 2048, 7, DType::kF32), {8, 128}, DType::kF32),
               Optional(std::string("multiples of one step up to 7, as of an integer quantisation")));
 }

@@ -6,14 +6,10 @@
 #include <vector>
 
 #include "lockstep/checkpoint.h"
+#include "lockstep/replay.h"
 #include "trace/runs.h"
 
 namespace lockstep {
-
-struct WeightMismatch {
-  std::string name;
-  std::string text;  // one line
-};
 
 struct ModelCheck {
   size_t weights_compared = 0;

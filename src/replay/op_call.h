@@ -69,13 +69,14 @@ struct RopeParams {
 
 struct AttentionParams {
   double scale = 0;
-  std::vector<int> kv_head;     // [query heads] the key/value head that each reads
-  std::vector<int> out_head;    // [query heads] where its result stands; empty: in order
-  int64_t mask_shift = 0;       // keys up to the row's position + mask_shift are seen
-  bool causal = true;           // false: all keys of the sequence that were written up to the step
-  int64_t window = 0;           // only the last so many keys; 0: all
-  bool this_step_only = false;  // keys of earlier calls are not seen
-  int64_t key_shift = 0;        // key j is read where key j - key_shift lies (rows of the cache off by so many)
+  std::vector<int> kv_head;                         // [query heads] the key/value head that each reads
+  std::vector<int> out_head;                        // [query heads] where its result stands; empty: in order
+  int64_t mask_shift = 0;                           // keys up to the row's position + mask_shift are seen
+  std::function<int64_t(const TokenAt&)> last_key;  // position of the last key seen; null: by mask_shift
+  bool causal = true;                               // false: all keys of the sequence that were written up to the step
+  int64_t window = 0;                               // only the last so many keys; 0: all
+  bool this_step_only = false;                      // keys of earlier calls are not seen
+  int64_t key_shift = 0;  // key j is read where key j - key_shift lies (rows of the cache off by so many)
   int64_t value_shift = 0;
   double softcap = 0;                 // scores become cap * tanh(score / cap); 0: they stay
   DType plain_softmax = DType::kF64;  // exp in that dtype, without subtracting the maximum; F64: a right softmax

@@ -162,15 +162,23 @@ Rotation RotationAt(double position, const RopeParams& rope, const Arithmetic& a
   for (const double frequency : rope.frequencies) {
     const double once = tables.Round(tables.Round(position) * tables.Round(frequency));
     const double angle = once * rope.times * rope.direction;
-    const double c = values.Round(std::cos(angle) * rope.magnitude), s = values.Round(std::sin(angle) * rope.magnitude);
     // The angle is a product in f32 of a frequency that is a power: the rounding of its exponent counts by its
     // logarithm.
     const double log = std::log(std::abs(frequency) > 0 ? std::abs(frequency) : 1);
     const double angle_variance = Square(angle * a) * (4 + log * log / 3);
-    out.cos.push_back(c);
-    out.sin.push_back(s);
-    out.cos_variance.push_back(storage.Rounding(c) + s * s * angle_variance);
-    out.sin_variance.push_back(storage.Rounding(s) + c * c * angle_variance);
+    const double cosine = std::cos(angle) * rope.magnitude, sine = std::sin(angle) * rope.magnitude;
+    const auto add = [&](double value, double slope, std::vector<double>* list, std::vector<double>* variances) {
+      // Near a border of the tables' grid the angle's rounding decides.
+      const double reach = 4 * std::sqrt(slope * slope * angle_variance) + 4 * a * std::abs(value);
+      const double low = values.Round(value - reach), high = values.Round(value + reach);
+      const bool is_rounded = rope.values != DType::kF64;
+      const double rounded = is_rounded ? (low + high) / 2 : value;
+      list->push_back(rounded);
+      variances->push_back(storage.Rounding(rounded) +
+                           (is_rounded ? Square(high - low) / 4 : Square(slope) * angle_variance));
+    };
+    add(cosine, sine, &out.cos, &out.cos_variance);
+    add(sine, cosine, &out.sin, &out.sin_variance);
   }
   return out;
 }
@@ -222,6 +230,9 @@ Block Add(const std::vector<Block>& inputs, const OpCall& call, const Arithmetic
     for (size_t i = 0; i < inputs.size(); ++i) {
       AddScaled(call.factors[i], inputs[i].Row(r), y.width, value);
       if (const double* v = inputs[i].Variance(r)) AddScaled(Square(call.factors[i]), v, y.width, variance);
+      const double factor = std::abs(call.factors[i]);
+      if (factor == 1 || factor == 0) continue;
+      for (int64_t c = 0; c < y.width; ++c) variance[c] += storage.Rounding(factor * inputs[i].Row(r)[c]);
     }
     for (int64_t c = 0; c < y.width; ++c) variance[c] += storage.Rounding(value[c]);
   });
@@ -282,7 +293,11 @@ Block SwiGlu(const Block& gate, const Block& up, const OpCall& call, const Arith
       const double value = params.multiply ? act.value * u[c] : params.add ? act.value + u[c] : act.value;
       // e^-x of a large argument: its rounding counts by the argument, as long as the result shows it.
       const double exponential = Square(act.value * a) * (4 + Square(std::min(std::abs(x[c]), 90.0)));
-      double variance = storage.Rounding(value) + Square(factor) * (storage.Rounding(act.value) + exponential);
+      // 1 + erf or 1 + tanh cancels where x is far below 0: an absolute error.
+      const bool cancels = params.activation == Activation::kGelu || params.activation == Activation::kGeluTanh;
+      const double cancelled = cancels ? Square(2 * x[c] * a) : 0;
+      double variance =
+          storage.Rounding(value) + Square(factor) * (storage.Rounding(act.value) + exponential + cancelled);
       if (x_variance) variance += Square(factor * act.slope) * x_variance[c];
       if (u_variance) variance += (params.multiply ? Square(act.value) : params.add ? 1 : 0) * u_variance[c];
       y.Row(r)[c] = value;

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 
 #include "base/mapped_file.h"
+#include "replay/arithmetic_check.h"
 
 namespace lockstep {
 namespace {
@@ -34,14 +36,61 @@ int LayersOf(const TraceRuns& runs) {
   return layers;
 }
 
+std::vector<TokenAt> FirstOf(const std::vector<TokenAt>& tokens, size_t count) {
+  std::vector<TokenAt> out(tokens.begin(), tokens.begin() + static_cast<ptrdiff_t>(std::min(count, tokens.size())));
+  std::erase_if(out, [&](const TokenAt& token) { return token.run != out.front().run; });
+  return out;
+}
+
 }  // namespace
 
 ReplaySession::ReplaySession(const std::vector<std::string>& traces, const std::string& model)
-    : paths_(traces), model_path_(model), readers_(OpenAll(traces, "replay")), runs_(GroupRuns(Views(readers_))) {
-  checkpoint_ = std::make_unique<Checkpoint>(Checkpoint::Open(model, LayersOf(runs_)));
+    : paths_(traces),
+      model_path_(model),
+      readers_(OpenAll(traces, "replay")),
+      runs_(GroupRuns(Views(readers_))),
+      meta_(runs_.runs.front().meta()) {
+  checkpoint_ = std::make_unique<Checkpoint>(Checkpoint::Open(model));
+  check_ = CheckModel(runs_, *checkpoint_);
+  const int layers = LayersOf(runs_);
+  if (layers > 0 && layers < checkpoint_->config().num_hidden_layers) {
+    checkpoint_ = std::make_unique<Checkpoint>(Checkpoint::Open(model, layers));
+  }
   model_ = std::make_unique<ReplayModel>(*checkpoint_);
   captures_ = std::make_unique<Captures>(runs_);
-  evaluator_ = std::make_unique<Evaluator>(*captures_, *model_);
+
+  ArithmeticCheck arithmetic = CheckArithmetic(runs_);
+  notes_ = check_.notes;
+  notes_.insert(notes_.end(), arithmetic.contradictions.begin(), arithmetic.contradictions.end());
+  if (arithmetic.inferred) {
+    meta_.arithmetic = arithmetic.inferred->arithmetic;
+    meta_.overrides = arithmetic.inferred->overrides;
+    notes_.push_back(arithmetic.inferred->text);
+  }
+  evaluator_ = std::make_unique<Evaluator>(*captures_, *model_, meta_);
+  if (!meta_.has_arithmetic) InferOperands();
+}
+
+// Values tell in which dtype they are stored, not what a product made of them: there the dtype is taken that fits best.
+void ReplaySession::InferOperands() {
+  const auto fit = [&](Point point, DType Arithmetic::* field, const char* what) {
+    const PointAt at = {point, 0};
+    const CapturedPoint& captured = captures_->Of(at);
+    if (captured.empty() || meta_.ArithmeticOf(at.Name()).storage != DType::kF32) return;
+    const std::vector<TokenAt> tokens = FirstOf(captured.tokens(), 16);
+    DType best = meta_.arithmetic.*field;
+    double least = INFINITY;
+    for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+      meta_.arithmetic.*field = dtype;
+      const PointErrors errors = Judge(*evaluator_, evaluator_->CallOf(at), &tokens);
+      if (errors.summary.rows > 0 && errors.summary.whole < least / 2) best = dtype, least = errors.summary.whole;
+    }
+    meta_.arithmetic.*field = best;
+    evaluator_->ForgetKeys();
+    if (best != DType::kF32) notes_.push_back(std::string(what) + " fit " + std::string(DTypeName(best)) + " best");
+  };
+  fit(Point::kAttnQProjRaw, &Arithmetic::operands, "the operands of matrix products are not declared; they");
+  fit(Point::kAttnContext, &Arithmetic::cache, "the dtype of the cache is not declared; its values");
 }
 
 void ReplaySession::JudgePoint(const PointAt& point, const std::function<void(PointErrors&)>& faulty,
@@ -98,8 +147,11 @@ ReplayResult ReplaySession::Run(const ReplayOptions& options, const std::functio
   ReplayResult result;
   result.traces = paths_;
   result.model = model_path_;
-  result.arithmetic = runs_.runs.front().meta().arithmetic;
-  result.has_arithmetic = runs_.runs.front().meta().has_arithmetic;
+  result.arithmetic = meta_.arithmetic;
+  result.has_arithmetic = meta_.has_arithmetic;
+  result.weights = check_.weights;
+  result.weights_compared = check_.weights_compared;
+  result.notes = notes_;
   int layer = -1;
   for (size_t i = 0; i < points.size(); ++i) {
     // What lies two layers back is not read again.

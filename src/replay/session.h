@@ -8,13 +8,14 @@
 #include "lockstep/replay.h"
 #include "replay/evaluator.h"
 #include "replay/judge.h"
+#include "replay/model_check.h"
 #include "trace/runs.h"
 
 namespace lockstep {
 
 class ReplaySession {
  public:
-  // Opens and checks both. Throws Error: no trace, another model, other weights.
+  // Opens and checks both. Throws Error: no trace, another model.
   ReplaySession(const std::vector<std::string>& traces, const std::string& model);
 
   // Every captured point that the options select, in execution order. `faulty` is shown the errors of each point that
@@ -25,6 +26,7 @@ class ReplaySession {
   const Config& config() const { return checkpoint_->config(); }
 
  private:
+  void InferOperands();
   // Gives the pages of its captures and weights back: they are not needed again.
   void ReleaseLayer(int layer);
   void JudgePoint(const PointAt& point, const std::function<void(PointErrors&)>& faulty, ReplayResult* result);
@@ -33,6 +35,9 @@ class ReplaySession {
   std::string model_path_;
   std::vector<TraceReader> readers_;
   TraceRuns runs_;
+  TraceMeta meta_;  // of the first trace, with what was inferred where it declares no arithmetic
+  ModelCheck check_;
+  std::vector<std::string> notes_;
   std::unique_ptr<Checkpoint> checkpoint_;
   std::unique_ptr<ReplayModel> model_;
   std::unique_ptr<Captures> captures_;

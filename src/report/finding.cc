@@ -57,6 +57,10 @@ std::string FindingSentence(const Finding& finding) {
 
 std::string FindingsText(const Diagnosis& diagnosis, const std::string& who, size_t width, bool color) {
   std::string out;
+  for (const WeightMismatch& weight : diagnosis.replay.weights) {
+    const std::string text = who + Shortened(Escaped(weight.name), 64) + ": " + Escaped(weight.text);
+    out += Paint(Wrapped("WEIGHT     ", text, width), Color::kBad, color);
+  }
   for (const Finding& finding : diagnosis.findings) {
     out += Paint(Wrapped("FAULT      ", who + FindingSentence(finding), width), Color::kBad, color);
     out += "           Worst at " + PlaceText(finding.worst) + ".\n";

@@ -112,6 +112,10 @@ Json ReplayJson(const Diagnosis& diagnosis) {
   json["first_faulty"] = replay.first_faulty ? Json(replay.points[*replay.first_faulty].name) : Json(nullptr);
   json["findings"] = ListJson(diagnosis.findings, FindingJson);
   json["layouts"] = ListJson(diagnosis.layouts, [](const std::string& text) -> Json { return {{"text", text}}; });
+  json["weights_compared"] = replay.weights_compared;
+  json["weights"] = ListJson(replay.weights, [](const WeightMismatch& weight) -> Json {
+    return {{"name", weight.name}, {"text", weight.text}};
+  });
   json["notes"] = replay.notes;
   json["points"] = ListJson(replay.points, PointJson);
   return json;

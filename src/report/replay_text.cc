@@ -173,10 +173,13 @@ class ReplayWriter {
           replay.suspect == 0 ? "VERDICT: CLEAN" : "VERDICT: CLEAN (" + Count(replay.suspect, "suspect op") + ")",
           Color::kGood);
     }
-    Line(fmt::format(
-             "VERDICT: FAULTY ({}{})", Count(replay.faulty, "op"),
-             replay.first_faulty ? ", the first " + Shortened(Escaped(points_[*replay.first_faulty].name), 64) : ""),
-         Color::kBad);
+    std::vector<std::string> parts;
+    if (replay.first_faulty) {
+      const std::string& name = points_[*replay.first_faulty].name;
+      parts.push_back(Count(replay.faulty, "op") + ", the first " + Shortened(Escaped(name), 64));
+    }
+    if (!replay.weights.empty()) parts.push_back(Count(replay.weights.size(), "weight") + " not the checkpoint's");
+    Line(fmt::format("VERDICT: FAULTY ({})", fmt::join(parts, "; ")), Color::kBad);
   }
 
   const Diagnosis& diagnosis_;

@@ -282,7 +282,9 @@ def test_weights_that_changed_since(traces, tmp_path):
     name = "model.layers.1.mlp.up_proj.weight"
     weights[name][3, 5] += 1
     save_file(weights, changed / "model.safetensors", metadata={"format": "pt"})
-    assert name in refused(traces[1], model=changed)
+    done = lockstep("replay", traces[1], "--model", changed)
+    assert done.returncode == 1 and f"WEIGHT     {name}" in done.stdout
+    assert "layer 1 mlp_up_proj" in done.stdout and "1 weight not the checkpoint's" in done.stdout
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
