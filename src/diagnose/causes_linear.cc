@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kProbeRows = 6;
 constexpr int64_t kProbeChannels = 12;
-constexpr double kTolerance = 8;              // noise units
+constexpr double kTolerance = 16;             // noise units
 constexpr int64_t kMostReordered = 48 << 20;  // elements of a weight that is held in memory to be reordered
 
 }  // namespace

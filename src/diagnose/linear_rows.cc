@@ -144,7 +144,7 @@ Said DescribeOwn(const std::vector<int64_t>& map, int64_t d) {
     if (IsPermutation(order)) return {"linear-shard-order", "takes the " + shards + " in the order " + Listed(order)};
     return {"linear-shard-doubled", "takes shards " + Listed(order) + " of the " + shards};
   }
-  if (zeros) return {"linear-shard-missing", "leaves some of its channels zero"};
+  if (zeros) return {"values-zero", "leaves some of its channels zero"};
   const int64_t shift = map[0];
   bool shifted = true;
   for (int64_t c = 0; c < count; ++c) shifted = shifted && map[static_cast<size_t>(c)] == (c + shift + count) % count;

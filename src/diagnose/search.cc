@@ -74,7 +74,7 @@ class Totals {
 
  private:
   const Limits limits_;
-  Fit fit_ = {0, 0, 0, 0, 0};
+  Fit fit_ = {0, 0, 0, 0, 0, false};
   double squares_ = 0, row_squares_ = 0;
   int64_t row_count_ = 0;
 };
@@ -156,14 +156,17 @@ class Search {
   Explained Result() {
     std::vector<Candidate> accepted = Verified();
     std::stable_sort(accepted.begin(), accepted.end(), [](const Candidate& a, const Candidate& b) {
-      return a.hypothesis.freedom < b.hypothesis.freedom;
+      return std::pair(a.fit.contradicts, a.hypothesis.freedom) < std::pair(b.fit.contradicts, b.hypothesis.freedom);
     });
     Explained out;
     const Candidate* best = nullptr;
     for (const Candidate& c : accepted) best = !best || Worse(*best, c) ? &c : best;
     std::set<std::string> named;
     for (const Candidate& c : accepted) {
-      if (Worse(c, *best) || (out.cause && c.hypothesis.freedom > best->hypothesis.freedom)) continue;
+      if (Worse(c, *best)) continue;
+      if (out.cause && (c.hypothesis.freedom > best->hypothesis.freedom || c.fit.contradicts > best->fit.contradicts)) {
+        continue;
+      }
       if (!named.insert(c.hypothesis.cause).second) continue;
       if (out.cause) {
         out.also.push_back(ExplanationOf(c));
@@ -203,9 +206,10 @@ class Search {
     }
     for (const size_t i : chosen) {
       Candidate candidate = fitting_[i];
-      const double left = candidate.fit.left;
+      const Fit of_sample = candidate.fit;
       candidate.fit = Verify(candidate.hypothesis.call);
-      candidate.fit.left = left;
+      candidate.fit.left = of_sample.left;
+      candidate.fit.contradicts = of_sample.contradicts;
       if (Fits(candidate.fit)) {
         out.push_back(std::move(candidate));
       } else {
@@ -347,16 +351,16 @@ Fit FitOf(const Case& fault, const OpCall& call, int64_t rows) {
   const std::vector<char> affected = AffectedCells(errors);
   const std::vector<int64_t> at = RowsOf(errors, tokens);
   const int64_t cell_width = CellWidthOf(errors, captured.width);
-  Totals totals(LimitsOf(errors.call.op, errors.arithmetic, errors.summary.bridged));
+  const Limits limits = LimitsOf(errors.call.op, errors.arithmetic, errors.summary.bridged);
+  Totals totals(limits);
   double before = 0, after = 0;
+  bool contradicts = false;
   for (int64_t r = 0; r < rows; ++r) {
     bool all = true;
     for (int64_t c = 0; c < errors.cells; ++c) {
       if (at[static_cast<size_t>(r)] < 0) continue;
-      if (!affected[static_cast<size_t>(at[static_cast<size_t>(r)] * errors.cells + c)]) {
-        all = false;
-        continue;
-      }
+      const bool is_affected = affected[static_cast<size_t>(at[static_cast<size_t>(r)] * errors.cells + c)];
+      all = all && is_affected;
       double squares = 0, peak = 0;
       const int64_t end = std::min((c + 1) * cell_width, captured.width);
       for (int64_t i = c * cell_width; i < end; ++i) {
@@ -365,16 +369,22 @@ Fit FitOf(const Case& fault, const OpCall& call, int64_t rows) {
         const double noise = Finite(NoiseUnits(value, guess, variance ? variance[i] : 0));
         squares += noise * noise;
         peak = std::max(peak, noise);
-        if (!std::isfinite(value) || !std::isfinite(guess) || !std::isfinite(was)) continue;
+        if (!is_affected || !std::isfinite(value) || !std::isfinite(guess) || !std::isfinite(was)) continue;
         const double unit = right.Variance(r) && right.Variance(r)[i] > 0 ? right.Variance(r)[i] : 1;
         before += (value - was) * (value - was) / unit;
         after += (value - guess) * (value - guess) / unit;
+      }
+      if (!is_affected) {
+        contradicts = contradicts || peak > limits.max_suspect ||
+                      squares > limits.cell_suspect * limits.cell_suspect * static_cast<double>(end - c * cell_width);
+        continue;
       }
       totals.AddCell(squares, peak, end - c * cell_width);
     }
     totals.EndRow(all);
   }
   Fit fit = totals.Result();
+  fit.contradicts = contradicts;
   fit.left = before > 0 ? std::sqrt(after / before) : std::isfinite(fit.ratio) ? 0 : Fit::kNone;
   return fit;
 }

@@ -17,6 +17,8 @@ struct Fit {
   double whole = kNone;  // root mean square
   double left = kNone;   // root mean square error as a share of the right call's, both in the right call's noise units
   int64_t elements = 0;
+  // It would change cells, in the same rows, that the right call explains.
+  bool contradicts = false;
 };
 
 struct Explained {
