@@ -141,6 +141,37 @@ def test_a_wrong_reference_is_accused_as_readily(traces, tmp_path):
     assert "FAULT      reference: layer 2 attn_k_rope" in text and "faulty op in the reference" in text
 
 
+def test_the_worked_example(traces, tmp_path):
+    """docs/replay.md: RoPE turns interleaved pairs of the queries, and one projection is scaled by 1.01."""
+    normed = []
+
+    def plant(tensor):
+        rows = tensor.array()
+        if tensor.point == b"attn_q_normed":
+            normed[:] = [rows.astype(np.float64)]
+        elif tensor.point == b"attn_q_rope":
+            (x,) = normed
+            angle = np.arange(len(x))[:, None, None] * 1e6 ** (-np.arange(0, 48, 2) / 48)
+            rows[..., 0::2] = x[..., 0::2] * np.cos(angle) - x[..., 1::2] * np.sin(angle)
+            rows[..., 1::2] = x[..., 1::2] * np.cos(angle) + x[..., 0::2] * np.sin(angle)
+        elif tensor.layer == 3:
+            rows *= np.float32(1.01)
+
+    with Model(TINY) as model:
+        model.set_tap(plant, "attn_q_normed,attn_q_rope,mlp_down_proj")
+        model.set_debug(tmp_path / "bad.trace")
+        model.forward([int(i) for i in prompt(LENGTH, VOCAB).split(",")], VOCAB)
+        model.set_debug(None)
+    code, result = replay(tmp_path / "bad.trace", tmp_path / "r.json", model=TINY)
+    found = [(finding["cause"], finding["layers"], finding["point"]) for finding in result["findings"]]
+    assert code == 1
+    assert found == [("rope-interleaved", "0-4", "attn_q_rope"), ("values-scaled", "3", "mlp_down_proj")]
+    rope, scaled = result["findings"]
+    assert rope["explained"] < rope["clean"] < rope["next"]["explained"] and len(rope["points"]) == 5
+    assert "interleaved pairs" in rope["text"] and "1.01" in scaled["text"]
+    assert len(names(result, "faulty")) == 6 and len(names(result, "clean")) == TABLE - 6
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_the_origin_of_what_is_not_finite_is_named(tmp_path, value):
     bad = sabotage(
