@@ -186,7 +186,8 @@ void ProposeForAnyOp(const Case& fault, std::vector<Hypothesis>* out) {
   if (evidence.affected().empty()) return;
   ProposeForOp(fault, out);
   ProposeForValues(evidence, out);
-  ProposeForRows(fault, evidence, out);
+  ProposeStale(fault, evidence, out);
+  ProposeOtherTokens(fault, evidence, out);
   ProposeOverlapping(fault, evidence, out);
 }
 

@@ -19,18 +19,26 @@ bool ExplainsSample(const Evidence& evidence, const Sample& sample, const After&
 
 // values-scaled, values-permuted (channels and heads), values-zero, values-clamped, values-overflow, values-rounded.
 void ProposeForValues(const Evidence& evidence, std::vector<Hypothesis>* out);
-// rows-stale, and values-permuted of tokens.
-void ProposeForRows(const Case& fault, const Evidence& evidence, std::vector<Hypothesis>* out);
+// rows-stale
+void ProposeStale(const Case& fault, const Evidence& evidence, std::vector<Hypothesis>* out);
+// values-permuted, of tokens
+void ProposeOtherTokens(const Case& fault, const Evidence& evidence, std::vector<Hypothesis>* out);
 // rows-overlapping
 void ProposeOverlapping(const Case& fault, const Evidence& evidence, std::vector<Hypothesis>* out);
 // op-skipped, op-twice
 void ProposeForOp(const Case& fault, std::vector<Hypothesis>* out);
 
-// Which token's result stands in the row of another: affected rows hold what is expected elsewhere in their step.
-struct TokenMap {
-  std::function<std::optional<TokenAt>(const TokenAt&)> source;
-  std::string text;  // "the token before"
+// Whose result stands in the row, or head, of a token: another of the same step.
+struct CellSource {
+  TokenAt token;
+  int64_t head = 0;  // of the token's; heads are moved only where the op has them
 };
+struct TokenMap {
+  std::function<std::optional<CellSource>(const TokenAt& token, int64_t head)> source;
+  bool moves_heads = false;
+  std::string text;  // "each row holds the result of …"
+};
+// Holds on probes of the sample; an arbitrary map, on all affected rows.
 std::optional<TokenMap> MatchTokens(const Case& fault, const Evidence& evidence);
 
 }  // namespace lockstep

@@ -165,7 +165,8 @@ TEST(AnyOpTest, StaleRows) {
   EXPECT_EQ(Causes(copied([](int64_t) { return 0; })), "rows-stale: gives a copy of the row of token 0 of its step");
   EXPECT_EQ(Causes(copied([](int64_t r) { return r / 2 * 2; })),
             "rows-stale: gives a copy of the row 1 token before; "
-            "values-permuted: gives the result of another token: the one 1 before, around the step's ends");
+            "values-permuted: gives results in other rows: each row holds the result of the token 1 before, around the "
+            "step's ends");
   const std::vector<FakeStep> decode = {Prompt(4), {{4}, {}, Phase::kDecode}, {{5}, {}, Phase::kDecode}};
   EXPECT_EQ(Causes(copied([](int64_t r) { return std::min<int64_t>(r, 4); }), DType::kF32, kNormed, decode),
             "rows-stale: gives a copy of the row of the same token of the step before");
@@ -192,17 +193,17 @@ TEST(AnyOpTest, OtherTokens) {
       std::copy_n(right.Row(result->rows - 1 - r), right.width, result->Row(r));
   };
   EXPECT_EQ(Causes(reversed),
-            "values-permuted: gives the result of another token: the one as far from the step's other end");
+            "values-permuted: gives results in other rows: each row holds the result of the token as far from the "
+            "step's other end");
   FakeFault fault(kNormed, {Prompt(12)}, reversed);
-  EXPECT_EQ(fault.PatternOf("permuted"),
-            "each affected row holds the result of another token: the one as far from the step's other end");
+  EXPECT_EQ(fault.PatternOf("permuted"), "each row holds the result of the token as far from the step's other end");
   const FakeStep batch = {{0, 1, 2, 0, 1, 2}, {0, 0, 0, 1, 1, 1}};
   EXPECT_EQ(Causes(
                 [](const std::vector<TokenAt>&, Block* result) {
                   std::rotate(result->value.begin(), result->value.begin() + 3 * result->width, result->value.end());
                 },
                 DType::kBF16, kDown, {batch}),
-            "values-permuted: gives the result of another token: the one half a step away");
+            "values-permuted: gives results in other rows: each row holds the result of the token half a step away");
 }
 
 // E1: the rows that the blocks of T rows at each head's base do not touch keep what was there.

@@ -49,6 +49,7 @@ class Evidence {
     const double* variance = sample_.expected.block.Variance(i);
     return variance ? variance[channel] : 0;
   }
+  const double* VarianceRow(int64_t i) const { return sample_.expected.block.Variance(i); }
   // Error in noise units; 0 where nothing can be said, as what is expected is not finite.
   double Units(int64_t i, int64_t channel) const;
   // |captured - expected| / |expected| over channels [begin, end).
@@ -111,6 +112,7 @@ std::optional<Clamp> FindClamp(const Evidence& evidence);
 // not.
 struct CoarseGrid {
   int bits = 0;              // significant ones; 0: multiples of a step
+  double smallest = 0;       // with bits: no step is smaller (subnormal numbers)
   double step = 0;           // the same for all rows; 0: of each row its largest value / levels
   int levels = 0;            // 127: int8
   bool toward_zero = false;  // truncated

@@ -105,6 +105,17 @@ bool GridExplains(const Evidence& evidence, const CoarseGrid& grid) {
   return count > 0 && near == count && static_cast<double>(right) >= 0.6 * static_cast<double>(count);
 }
 
+// The step of the subnormal numbers of a 16 or 8-bit float, where all captured values are multiples of it; else 0.
+double SmallestOf(const Evidence& evidence, int bits) {
+  const double step = bits == 11 ? 0x1p-24 : bits == 4 ? 0x1p-9 : bits == 3 ? 0x1p-16 : 0;
+  for (const int64_t i : evidence.affected()) {
+    for (const double value : Values(evidence, i, false)) {
+      if (step > 0 && value / step != std::trunc(value / step)) return 0;
+    }
+  }
+  return step;
+}
+
 std::optional<CoarseGrid> GridOfBits(const Evidence& evidence) {
   size_t count = 0, others = 0;
   const int bits = MostBits(evidence, false, &count);
@@ -112,6 +123,7 @@ std::optional<CoarseGrid> GridOfBits(const Evidence& evidence) {
   if (MostBits(evidence, true, &others) <= bits) return std::nullopt;  // what is expected lies on it, too
   CoarseGrid grid;
   grid.bits = bits;
+  grid.smallest = SmallestOf(evidence, bits);
   grid.text = BitsText(bits);
   return grid;
 }
@@ -201,7 +213,7 @@ double CoarseGrid::StepAt(double y, double largest) const {
   if (bits == 0) return step > 0 ? step : largest / levels;
   int exponent = 0;
   std::frexp(y, &exponent);
-  return std::ldexp(1.0, exponent - bits);
+  return std::max(std::ldexp(1.0, exponent - bits), smallest);
 }
 
 double CoarseGrid::Round(double y, double largest) const {

@@ -70,7 +70,7 @@ std::vector<Pattern> DescribePatterns(const Case& fault) {
   std::vector<Pattern> out;
   DescribeValues(evidence, &out);
   if (const std::optional<TokenMap> map = MatchTokens(fault, evidence)) {
-    out.push_back({"permuted", "each affected row holds the result of another token: " + map->text});
+    out.push_back({"permuted", map->text});
   }
   DescribeRowSource(evidence, captures, fault.evaluator.model().config().num_hidden_layers, &out);
   DescribeRows(evidence, StagesOf(captures.runs(), fault.errors.tokens), &out);

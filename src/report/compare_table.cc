@@ -31,7 +31,7 @@ Column<JudgedPoint> OpError(const char* side, int keep, const LocalError* Judged
   return {fmt::format("{:>7} {:<7}", "op err", side), keep, [local, color](const JudgedPoint& point) {
             const LocalError* error = point.*local;
             if (error == nullptr) return fmt::format("{:>7} {:<7}", "", "-");
-            const bool figure = error->verdict != OpVerdict::kNotObservable;
+            const bool figure = error->rows > 0;
             return Paint(
                 fmt::format("{:>7} {:<7}", figure ? NoiseCell(error->worst_row) : "", VerdictWord(error->verdict)),
                 ColorOf(error->verdict), color);

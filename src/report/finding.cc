@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "lockstep/report.h"
 #include "report/paint.h"
 #include "report/words.h"
@@ -19,11 +22,15 @@ std::string CauseText(const Finding& finding) {
     return fmt::format("unexplained (the best of the known mistakes, {}, leaves {})", Escaped(finding.next->text),
                        NoiseText(finding.next->explained));
   }
-  std::string text =
-      fmt::format("{} (explains it: {}", Escaped(finding.cause->text), NoiseText(finding.cause->explained));
-  for (const Explanation& other : finding.also) text += "; " + Fits(other, "as does ");
-  if (finding.next) text += "; " + Fits(*finding.next, "next best, ");
-  text += ")";
+  std::string text = Escaped(finding.cause->text);
+  // Where the values themselves show the cause (NaN, rows of another width), nothing was recomputed with it.
+  const bool recomputed = finding.cause->explained > 0 || (finding.error > 0 && std::isfinite(finding.error));
+  if (recomputed) {
+    text += fmt::format(" (explains it: {}", NoiseText(finding.cause->explained));
+    for (const Explanation& other : finding.also) text += "; " + Fits(other, "as does ");
+    if (finding.next) text += "; " + Fits(*finding.next, "next best, ");
+    text += ")";
+  }
   if (!finding.cause->advice.empty()) text += ". Usual fix: " + Escaped(finding.cause->advice);
   return text;
 }
@@ -33,7 +40,22 @@ std::string SubjectOf(const Finding& finding) {
   return fmt::format("layer {} {}", LayersText(finding.layers, ".."), Escaped(finding.point));
 }
 
+// Where it is worst, and the other figures of its first point: a single value or a scale may be all that is wrong.
+std::string EvidenceOf(const Finding& finding, const ReplayResult& replay) {
+  const auto first = std::find_if(replay.points.begin(), replay.points.end(), [&](const LocalError& point) {
+    return !finding.names.empty() && point.name == finding.names.front();
+  });
+  if (first == replay.points.end() || first->rows == 0) return "";
+  return fmt::format("Worst at {}. {}: largest value {} at {}, scale {}.", PlaceText(finding.worst),
+                     Shortened(Escaped(first->name), 64), NoiseText(first->max), PlaceText(first->max_at),
+                     ScaleText(*first));
+}
+
 }  // namespace
+
+std::string ScaleText(const LocalError& point) {
+  return fmt::format("{:+.1e} ± {:.0e}", point.scale, point.scale_error);
+}
 
 std::string LayersText(const std::vector<int>& layers, const char* dash) {
   std::string text;
@@ -49,8 +71,10 @@ std::string LayersText(const std::vector<int>& layers, const char* dash) {
 }
 
 std::string FindingSentence(const Finding& finding) {
-  std::string text = fmt::format("{}: op error {} noise units (clean: < {})", SubjectOf(finding),
-                                 NoiseText(finding.error), NoiseText(finding.clean));
+  std::string text = SubjectOf(finding);
+  if (finding.error > 0) {
+    text += fmt::format(": op error {} noise units (clean: < {})", NoiseText(finding.error), NoiseText(finding.clean));
+  }
   for (const Pattern& pattern : finding.patterns) text += ", " + Escaped(pattern.text);
   return text + " -> " + CauseText(finding);
 }
@@ -63,7 +87,8 @@ std::string FindingsText(const Diagnosis& diagnosis, const std::string& who, siz
   }
   for (const Finding& finding : diagnosis.findings) {
     out += Paint(Wrapped("FAULT      ", who + FindingSentence(finding), width), Color::kBad, color);
-    out += "           Worst at " + PlaceText(finding.worst) + ".\n";
+    const std::string evidence = EvidenceOf(finding, diagnosis.replay);
+    if (!evidence.empty()) out += Wrapped("           ", evidence, width);
   }
   for (const std::string& layout : diagnosis.layouts) out += Wrapped("LAYOUT     ", who + Escaped(layout), width);
   return out;

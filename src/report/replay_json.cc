@@ -30,7 +30,7 @@ Json ErrorJson(double error, const Place& place) {
 
 // What was judged; null where nothing was.
 void AddErrors(const LocalError& point, Json* json) {
-  const bool judged = point.verdict != OpVerdict::kNotObservable;
+  const bool judged = point.rows > 0;
   const auto add = [&](const char* key, Json value) { (*json)[key] = judged ? std::move(value) : Json(nullptr); };
   add("worst_row", ErrorJson(point.worst_row, point.worst_row_at));
   add("worst_head", point.worst_head_at.head >= 0 ? ErrorJson(point.worst_head, point.worst_head_at) : Json(nullptr));

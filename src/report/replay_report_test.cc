@@ -147,6 +147,22 @@ TEST(FindingTest, EqualCausesAreAllNamed) {
       "Usual fix: rotate (i, i + head_dim / 2)");
 }
 
+// What the values themselves show was not recomputed.
+TEST(FindingTest, EvidentCauses) {
+  Finding finding = MakeFinding();
+  finding.layers = {3};
+  finding.patterns = {};
+  finding.next.reset();
+  finding.cause = {"values-nan", "gives NaN from finite inputs", "look for 0 / 0", 0};
+  finding.error = std::numeric_limits<double>::infinity();
+  EXPECT_EQ(FindingSentence(finding),
+            "layer 3 attn_q_rope: op error inf noise units (clean: < 4) -> gives NaN from "
+            "finite inputs. Usual fix: look for 0 / 0");
+  finding.cause = {"shape", "has rows of 64 elements", "", 0};
+  finding.error = 0;
+  EXPECT_EQ(FindingSentence(finding), "layer 3 attn_q_rope -> has rows of 64 elements");
+}
+
 TEST(FindingTest, UnexplainedAndUntrusted) {
   Finding finding = MakeFinding();
   finding.layers = {0, 1, 2, 5, 7, 8};
@@ -162,7 +178,9 @@ TEST(FindingTest, UnexplainedAndUntrusted) {
 }
 
 TEST(ReplayTextTest, Golden) {
-  EXPECT_EQ(TextReport(MakeDiagnosis(true)), R"GOLDEN(========================================================================================================================
+  EXPECT_EQ(
+      TextReport(MakeDiagnosis(true)),
+      R"GOLDEN(========================================================================================================================
 REPLAY OF EVERY OP
 ========================================================================================================================
 trace      cpp.trace
@@ -172,7 +190,8 @@ replay     4 ops, 1 clean, 3 FAULTY; the first faulty one layer_0_attn_q_rope
 FAULT      layer 0..2 attn_q_rope: op error 3.1e+04 noise units (clean: < 4), exact at position 0, grows with position
            -> rotates interleaved pairs instead of halves (explains it: 0.9; next best, theta 10000: 2.2e+04). Usual
            fix: rotate (i, i + head_dim / 2)
-           Worst at sequence 0, position 8, head 1.
+           Worst at sequence 0, position 8, head 1. layer_0_attn_q_rope: largest value 4.2 at sequence 0, position 3,
+           channel 5, scale -1.0e-05 ± 2e-06.
 ========================================================================================================================
   verdict layer point            op          rows  worst row worst head      whole        max              scale
   clean   Input input_embeddings embedding     17       1.13          -       0.98       4.21   -1.0e-05 ± 2e-06
@@ -196,6 +215,7 @@ TEST(ReplayTextTest, CleanSuspectBridgedAndNotObservable) {
   points[2].bridged = true;
   points[2].from = {"layer_1_input_hidden_states", "layer_1_attn_k_rope"};
   points[3].verdict = OpVerdict::kNotObservable;
+  points[3].rows = 0;
   points[3].reasons = {"no q was captured\033"};
   diagnosis.replay.suspect = diagnosis.replay.not_observable = 1;
   diagnosis.replay.clean = 2;
@@ -214,20 +234,26 @@ TEST(ReplayTextTest, CleanSuspectBridgedAndNotObservable) {
   EXPECT_THAT(text, Not(HasSubstr("\033")));
 }
 
-TEST(ReplayTextTest, LongTablesFoldCleanLayers) {
+TEST(ReplayTextTest, LongTablesFoldCleanRuns) {
   Diagnosis diagnosis;
   for (int layer = 0; layer < 40; ++layer) {
-    diagnosis.replay.points.push_back(MakeError(layer, "attn_o_proj", "linear"));
-    diagnosis.replay.points.push_back(
-        MakeError(layer, "layer_output", "add", layer == 7 ? OpVerdict::kFaulty : OpVerdict::kClean));
+    for (const char* point : {"attn_q_rope", "attn_k_rope", "attn_o_proj", "layer_output"}) {
+      diagnosis.replay.points.push_back(MakeError(layer, point, "op"));
+    }
   }
-  diagnosis.replay.points[3].max = 6.7;
-  diagnosis.replay.points[4].verdict = OpVerdict::kNotObservable;
+  diagnosis.replay.points.push_back(MakeError(-1, "logits", "linear"));
+  std::vector<LocalError>& points = diagnosis.replay.points;
+  points[3].max = 6.7;
+  points[4].verdict = OpVerdict::kNotObservable;
+  points[7 * 4] = MakeError(7, "attn_q_rope", "rope", OpVerdict::kFaulty);
+  points[7 * 4 + 2] = MakeError(7, "attn_o_proj", "linear", OpVerdict::kFaulty);
   const std::string text = TextReport(diagnosis);
-  EXPECT_THAT(text, HasSubstr("clean   L0-L6 all 14 ops, at most: row 1.1, head 0, max 6.7; 1 not observable\n"));
-  EXPECT_THAT(text, HasSubstr("clean   L8-L39 all 64 ops, at most: row 1.1, head 0, max 4.2\n"));
-  EXPECT_THAT(text, HasSubstr("  clean   L7    attn_o_proj"));
-  EXPECT_THAT(TextReport(diagnosis, {.all = true}), Not(HasSubstr("all 14 ops")));
+  EXPECT_THAT(text, HasSubstr("clean   L0-L6 all 28 ops: row <= 1.13, head <= 0, max <= 6.70; 1 not observable\n"));
+  EXPECT_THAT(text, HasSubstr("FAULTY  L7    attn_q_rope"));
+  EXPECT_THAT(text, HasSubstr("clean   L7    attn_k_rope"));  // too short a run
+  EXPECT_THAT(text, HasSubstr("clean   L7-L39 129 ops from layer_output to layer_output: row <= 1.13"));
+  EXPECT_THAT(text, HasSubstr("clean   Final logits"));
+  EXPECT_THAT(TextReport(diagnosis, {.all = true}), Not(HasSubstr("28 ops")));
 }
 
 TEST(ReplayTextTest, FitsTheTerminal) {
@@ -247,6 +273,7 @@ TEST(ReplayJsonTest, HoldsEverything) {
   point.bridged = true;
   point.max = std::numeric_limits<double>::infinity();
   diagnosis.replay.points[0].verdict = OpVerdict::kNotObservable;
+  diagnosis.replay.points[0].rows = 0;
   diagnosis.replay.points[0].reasons = {"a", "b"};
   diagnosis.layouts = {"permuted"};
   const nlohmann::json json = nlohmann::json::parse(JsonReport(diagnosis));
@@ -322,7 +349,9 @@ TEST(JudgedTest, WithoutAReplayTheClassesDecide) {
 }
 
 TEST(JudgedTextTest, Golden) {
-  EXPECT_EQ(TextReport(MakeJudged(false, true)), R"GOLDEN(========================================================================================================================
+  EXPECT_EQ(
+      TextReport(MakeJudged(false, true)),
+      R"GOLDEN(========================================================================================================================
 TENSOR COMPARISON SUMMARY
 ========================================================================================================================
 reference  py.trace
@@ -336,7 +365,8 @@ replay     candidate: 4 ops, 1 clean, 3 FAULTY; the first faulty one layer_0_att
 FAULT      candidate: layer 0..2 attn_q_rope: op error 3.1e+04 noise units (clean: < 4), exact at position 0, grows with
            position -> rotates interleaved pairs instead of halves (explains it: 0.9; next best, theta 10000: 2.2e+04).
            Usual fix: rotate (i, i + head_dim / 2)
-           Worst at sequence 0, position 8, head 1.
+           Worst at sequence 0, position 8, head 1. layer_0_attn_q_rope: largest value 4.2 at sequence 0, position 3,
+           channel 5, scale -1.0e-05 ± 2e-06.
 ========================================================================================================================
   class            layer point            shape         max_abs   cos_sim  token_l2  op err ref      op err cand
   EXCELLENT        Input input_embeddings (17, 6, 48)  0.00e+00  1.000000  0.00e+00    1.13 clean      1.13 clean

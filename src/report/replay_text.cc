@@ -33,7 +33,7 @@ std::vector<ErrorColumn> AllColumns(size_t op_width) {
           Error("max", 4, &LocalError::max),
           {fmt::format("{:>18}", "scale"), 0, [](const LocalError& p) {
              // The sign shows the way; "±" is two bytes and one character.
-             const std::string text = fmt::format("{:+.1e} ± {:.0e}", p.scale, p.scale_error);
+             const std::string text = ScaleText(p);
              return std::string(18 - std::min<size_t>(18, TextWidth(text)), ' ') + text;
            }}};
 }
@@ -110,22 +110,16 @@ class ReplayWriter {
   }
 
   static bool NothingToTell(const LocalError& point) {
-    return point.verdict == OpVerdict::kClean || point.verdict == OpVerdict::kNotObservable;
+    return point.layer >= 0 && (point.verdict == OpVerdict::kClean || point.verdict == OpVerdict::kNotObservable);
   }
 
-  // The end of a run of whole layers, from `begin` on, without a suspect or faulty op; `begin` where there is none.
+  // The end of a long run, from `begin` on, of ops of layers that are not suspect or faulty; `begin` where there is
+  // none.
   size_t EndOfClean(size_t begin) const {
+    constexpr size_t kLongRun = 4;
     size_t end = begin;
-    if (points_[begin].layer < 0 || (begin > 0 && points_[begin - 1].layer == points_[begin].layer)) return begin;
-    while (end < points_.size() && points_[end].layer >= 0) {
-      size_t next = end;
-      while (next < points_.size() && points_[next].layer == points_[end].layer) {
-        if (!NothingToTell(points_[next])) return end;
-        ++next;
-      }
-      end = next;
-    }
-    return end;
+    while (end < points_.size() && NothingToTell(points_[end])) ++end;
+    return end - begin >= kLongRun ? end : begin;
   }
 
   void WriteFolded(size_t begin, size_t end) {
@@ -137,15 +131,24 @@ class ReplayWriter {
       max = std::max(max, points_[i].max);
       not_observable += points_[i].verdict == OpVerdict::kNotObservable;
     }
-    std::string text = fmt::format("all {}, at most: row {}, head {}, max {}", Count(end - begin, "op"), NoiseText(row),
-                                   NoiseText(head), NoiseText(max));
+    std::string text = fmt::format("{}: row <= {}, head <= {}, max <= {}", RunText(begin, end), NoiseCell(row),
+                                   NoiseCell(head), NoiseCell(max));
     if (not_observable > 0) text += fmt::format("; {} not observable", not_observable);
     Line(fmt::format("  {} {} {}", Paint("clean  ", Color::kGood, options_.color),
                      Padded(LayerRange(points_[begin].layer, points_[end - 1].layer), layer_width_), text));
   }
 
+  // "all 54 ops" of whole layers, else "7 ops from attn_k_rope to layer_output".
+  std::string RunText(size_t begin, size_t end) const {
+    const bool from_start = begin == 0 || points_[begin - 1].layer != points_[begin].layer;
+    const bool to_end = end == points_.size() || points_[end].layer != points_[end - 1].layer;
+    const std::string count = Count(end - begin, "op");
+    if (from_start && to_end) return "all " + count;
+    return fmt::format("{} from {} to {}", count, points_[begin].point, points_[end - 1].point);
+  }
+
   void WriteRow(const LocalError& point) {
-    const bool judged = point.verdict != OpVerdict::kNotObservable;
+    const bool judged = point.rows > 0;
     const std::string verdict = fmt::format("{:<7}", VerdictWord(point.verdict));
     const std::string line = fmt::format("  {} {} {}", Paint(verdict, ColorOf(point.verdict), options_.color),
                                          Padded(LayerLabel(point.layer, point.name), layer_width_),

@@ -195,7 +195,7 @@ class TextWriter {
     std::vector<std::string> sides;
     const auto add = [&](const char* side, const LocalError* error) {
       if (error == nullptr) return;
-      const std::string figure = error->verdict == OpVerdict::kNotObservable ? "" : NoiseText(error->worst_row) + " ";
+      const std::string figure = error->rows == 0 ? "" : NoiseText(error->worst_row) + " ";
       sides.push_back(fmt::format("{} {}{}", side, figure, VerdictWord(error->verdict)));
     };
     add("reference", point.reference);

@@ -180,7 +180,7 @@ def test_any_checkpoint_with_a_tokenizer(tmp_path):
 
 
 def test_help_and_usage(tmp_path):
-    commands = "debug reference capture generate compare show import export bench doctor"
+    commands = "debug reference capture generate compare replay show import export bench doctor"
     for command in commands.split():
         assert "usage" in ok(command, "--help").stdout.lower(), command
     ok("--version")

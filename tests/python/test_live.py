@@ -12,25 +12,36 @@ from runs import prompt, prompts, run_reference
 VOCAB = 2048
 
 
-def debug(out, *options, code):
-    """The result as JSON, without the paths, and the text without its last line."""
-    done = lockstep("debug", TINY, "--skip-python", "--out", out, "--json", out / "r.json", "--all", *options)
+def result_of(done, out, code):
+    """The result as JSON, without the paths, and the report."""
     assert done.returncode == code, done.stdout + done.stderr
     result = json.loads((out / "r.json").read_text())
     assert len(result["candidate"].pop("traces")) == 1
-    text = done.stdout.replace(str(out / "cpp.trace"), "live").splitlines()
-    assert text[-1].startswith("traces: ")
-    return result, text[:-1]
+    return result, done.stdout.replace(str(out / "cpp.trace"), "live").splitlines()
 
 
-def check(out, *options, code=0):
-    """Both ways; the live one writes nothing."""
-    live = debug(out, "--live", *options, code=code)
+def live(out, *options, code):
+    done = lockstep("debug", TINY, "--skip-python", "--live", "--out", out, "--json", out / "r.json", "--all", *options)
+    result, text = result_of(done, out, code)
+    assert text[-1].startswith("traces: ") and text[-2].startswith("no op was replayed")
+    return result, text[:-2]
+
+
+def written(out, *options, compared, code):
+    """The same by a trace of the engine; what `debug` itself says of it also has the replays."""
+    done = lockstep("debug", TINY, "--skip-python", "--out", out, *options)
+    assert done.returncode in (0, 1), done.stderr
+    traces = (out / "py.trace", out / "cpp.trace")
+    return result_of(lockstep("compare", *traces, "--json", out / "r.json", "--all", *compared), out, code)
+
+
+def check(out, *options, compared=(), code=0):
+    """Both ways; the live one writes nothing. `compared`: options of the comparison alone."""
+    alive = live(out, *options, *compared, code=code)
     assert not (out / "cpp.trace").exists()
-    written = debug(out, *options, code=code)
-    assert live == written
+    assert alive == written(out, *options, compared=compared, code=code)
     shutil.rmtree(out / "cpp.trace")
-    return live[0]
+    return alive[0]
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
@@ -54,7 +65,15 @@ def test_a_batch_with_selections(tmp_path):
     )
     assert len(check(tmp_path)["pairs"]) == 4
     check(tmp_path, "--chunk", "5", "--rows", "last:2", "--steps", "0-3")
-    check(tmp_path, "--points", "attn_*,attn_scores,attn_probs,logits", "--layers", "1-2", "--rtol", "1e-9", code=1)
+    check(
+        tmp_path,
+        "--points",
+        "attn_*,attn_scores,attn_probs,logits",
+        "--layers",
+        "1-2",
+        compared=("--rtol", "1e-9"),
+        code=1,
+    )
 
 
 def test_a_sabotaged_reference(tmp_path):
@@ -83,7 +102,7 @@ def test_a_sabotaged_reference(tmp_path):
     assert result["first_failing"] == "layer_2_attn_q_rope"
     assert [failure["kind"] for failure in result["failures"]] == ["all-zero"]
 
-    debug(tmp_path, "--live", "--keep-failing", code=1)
+    live(tmp_path, "--keep-failing", code=1)
     kept = load(tmp_path / "cpp.trace")
     failing = {point["name"] for point in result["points"] if point["reasons"] or point["class"] == "SIGNIFICANT DIFF"}
     assert set(kept.steps[0].tensors) - {"next_token"} == failing

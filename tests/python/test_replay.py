@@ -1,11 +1,11 @@
-"""Every op judged by its own inputs: clean runs are clean, and what is wrong is named, on whichever side (docs/replay.md)."""
+"""Every op judged by its own inputs: what is right is clean, what is wrong is named, on either side."""
 
 import json
 import shutil
 
 import numpy as np
 import pytest
-from c_api import Model, Tensor
+from c_api import Model
 from checkpoints import make_checkpoint
 from lockstep.trace import TraceWriter, load
 from programs import TINY, lockstep
@@ -27,7 +27,7 @@ def sabotage(out, point, change, length=LENGTH):
 
 
 def rewrite(source, out, change=lambda name, array: array, **meta):
-    """A copy of a trace of one step in which `change(name, array)` gives other values, or None to leave a tensor out."""
+    """A copy of a trace of one step; `change(name, array)` gives other values, or None to leave a tensor out."""
     trace = load(source)
     step = trace.steps[0]
     options = {"config": trace.meta["model"]["config"], "storage": trace.meta["arithmetic"]["storage"]} | meta
@@ -152,7 +152,8 @@ def test_the_origin_of_what_is_not_finite_is_named(tmp_path, value):
     origin = points["layer_1_mlp_norm_output"]
     assert origin["non_finite"] == 192 and origin["first_non_finite"]["position"] == 40
     assert points["layer_1_mlp_down_proj"]["rows_inherited"] == 1
-    assert points["layer_4_layer_output"]["rows_inherited"] == LENGTH - 40  # what attends to the row
+    # What attends to the row; and where a kernel multiplies masked keys by 0, more.
+    assert LENGTH - 40 <= points["layer_4_layer_output"]["rows_inherited"] < LENGTH
 
 
 # ---- verdict and output
@@ -266,7 +267,7 @@ def refused(trace, *options, model=TINY):
 
 
 def test_a_trace_of_another_model(traces, tmp_path):
-    other = make_checkpoint(tmp_path / "other")
+    other = make_checkpoint(tmp_path / "other", num_hidden_layers=5)
     message = refused(traces[1], model=other)
     assert "hidden_size" in message and "192" in message and "48" in message
     done = lockstep("compare", *traces, "--model", other)
