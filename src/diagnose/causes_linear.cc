@@ -91,9 +91,12 @@ void AddReordered(const Probe& probe, std::vector<Hypothesis>* out) {
   const MatrixPtr& w = probe.fault().errors.call.matrix;
   const int64_t n = w->rows, k = w->columns;
   if (n * k > kMostReordered) return;
-  const auto add = [&](const char* cause, const std::string& text, std::function<int64_t(int64_t, int64_t)> at) {
+  const auto add = [&](const char* cause, const std::string& text, std::function<int64_t(int64_t, int64_t)> at,
+                       int64_t partial_sums = 1) {
     const MatrixPtr other = Reordered(w, n, k, std::move(at));
-    if (probe.Reproduces(*other)) AddWeight(probe, cause, text, other, out);
+    if (!probe.Reproduces(*other)) return;
+    AddWeight(probe, cause, text, other, out);
+    out->back().call.partial_sums = partial_sums;
   };
   const std::string shape = "[" + std::to_string(n) + ", " + std::to_string(k) + "]";
   if (n == k) {
@@ -110,8 +113,9 @@ void AddReordered(const Probe& probe, std::vector<Hypothesis>* out) {
     if (n % shards != 0 || k % shards != 0) continue;
     const std::string text = " of " + std::to_string(shards) + " shards";
     const int64_t part = n * k / shards, columns = k / shards, rows = n / shards;
-    add("linear-input-slices", "takes the weight's row blocks instead of its column blocks" + text,
-        [=](int64_t r, int64_t c) { return c / columns * part + r * columns + c % columns; });
+    add(
+        "linear-input-slices", "takes the weight's row blocks instead of its column blocks" + text,
+        [=](int64_t r, int64_t c) { return c / columns * part + r * columns + c % columns; }, shards);
     add("linear-input-slices", "takes the weight's column blocks instead of its row blocks" + text,
         [=](int64_t r, int64_t c) {
           const int64_t flat = r % rows * k + c;  // in the shard [n, k / shards], taken as [n / shards, k]

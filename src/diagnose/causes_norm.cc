@@ -72,6 +72,7 @@ void AddCounts(const Case& fault, std::vector<Hypothesis>* out) {
     add("norm-count", count, "divides the sum of squares by " + Number(count) + " instead of " + Number(right));
   };
   for (const double off : {-1.0, 1.0, -2.0, 2.0}) mean_over(right + off);
+  for (const double step : {16.0, 32.0, 64.0, 128.0, 256.0}) mean_over(std::ceil(right / step) * step);
   for (const double count :
        {right / 2, right * 2, std::sqrt(right), static_cast<double>(config.hidden_size),
         static_cast<double>(config.head_dim), static_cast<double>(config.hidden_size / config.num_attention_heads),
@@ -167,10 +168,12 @@ void ProposeForNorm(const Case& fault, std::vector<Hypothesis>* out) {
        [](OpCall& c) {
          for (double& w : c.norm.weight) w *= w;
        }},
-      {"norm-eps-outside-root", "adds eps outside the root", [](OpCall& c) { c.norm.eps_outside_root = true; }},
   };
   AddRows(fault, rows, out);
   AddEps(fault, out);
+  AddRow(fault,
+         {"norm-eps-outside-root", "adds eps outside the root", [](OpCall& c) { c.norm.eps_outside_root = true; }},
+         out);
   AddCounts(fault, out);
   AddGroups(fault, out);
   AddWeights(fault, out);

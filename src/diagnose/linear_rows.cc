@@ -62,9 +62,13 @@ class Matcher {
     const double width = 0.05 * std::abs(value) + 1e-6;
     auto at = std::lower_bound(order_.begin(), order_.end(), value - width,
                                [&](int64_t row, double x) { return At(0, row) < x; });
+    int64_t best = kNone;
+    double least = INFINITY;
     for (; at != order_.end() && At(0, *at) <= value + width; ++at) {
-      if (Matches(c, *at)) return *at;
+      const double distance = Matches(c, *at) ? Distance(c, *at) : INFINITY;
+      if (distance < least) least = distance, best = *at;
     }
+    if (best != kNone) return best;
     for (int64_t r = 0; r < probe_.rows(); ++r) {
       if (probe_.Captured(r, c) != 0) return kNone;
     }
@@ -73,6 +77,14 @@ class Matcher {
 
  private:
   double At(int64_t r, int64_t row) const { return products_[static_cast<size_t>(r * count_ + row)]; }
+  double Distance(int64_t c, int64_t row) const {
+    double sum = 0;
+    for (int64_t r = 0; r < probe_.rows(); ++r) {
+      const double value = probe_.Captured(r, c), off = (value - At(r, row)) / (std::abs(value) + 1e-30);
+      sum += off * off;
+    }
+    return sum;
+  }
   bool Matches(int64_t c, int64_t row) const {
     for (int64_t r = 0; r < probe_.rows(); ++r) {
       if (probe_.Affected(r, c) && !probe_.Is(r, c, At(r, row))) return false;

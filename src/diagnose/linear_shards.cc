@@ -102,7 +102,7 @@ void AddShards(const Probe& probe, std::vector<Hypothesis>* out) {
       }
     };
     const Said said = Describe(factors, n);
-    AddRow(probe.fault(), {said.cause, said.text, [&](OpCall& c) { c.before = before; }}, out);
+    AddRow(probe.fault(), {said.cause, said.text, [&](OpCall& c) { c.before = before, c.partial_sums = n; }}, out);
     return;
   }
 }

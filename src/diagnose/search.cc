@@ -16,7 +16,7 @@ constexpr int64_t kSampleRows = 32;
 constexpr int64_t kQuickRows = 4;  // enough to see that a hypothesis is wrong
 constexpr size_t kVerified = 8;    // of those that fit the sample, the best
 // A cause must leave at most this share of the error: what changes nearly nothing explains nothing.
-constexpr double kMostLeft = 0.5;
+constexpr double kMostLeft = 0.4;
 // A fit is worse than another where it leaves so many times its error, and more than clean ops do.
 constexpr double kClearly = 1.8;
 constexpr double kFloor = 0.7;
@@ -52,7 +52,7 @@ class Totals {
   void AddCell(double squares, double peak, int64_t count) {
     const double rms = std::sqrt(squares / static_cast<double>(count));
     fit_.error = std::max(fit_.error, rms);
-    fit_.ratio = std::max({fit_.ratio, rms / limits_.cell_suspect, peak / limits_.max_suspect});
+    fit_.ratio = std::max({fit_.ratio, rms / limits_.cell_faulty, peak / limits_.max_faulty});
     row_squares_ += squares;
     row_count_ += count;
   }
@@ -60,7 +60,7 @@ class Totals {
   void EndRow(bool judged) {
     if (row_count_ == 0) return;
     const double rms = std::sqrt(row_squares_ / static_cast<double>(row_count_));
-    if (judged) fit_.ratio = std::max(fit_.ratio, rms / limits_.row_suspect);
+    if (judged) fit_.ratio = std::max(fit_.ratio, rms / limits_.row_faulty);
     squares_ += row_squares_;
     fit_.elements += row_count_;
     row_squares_ = 0, row_count_ = 0;
@@ -140,7 +140,11 @@ class Search {
     } else {
       ProposeForAnyOp(fault_, &proposed);
     }
-    for (Hypothesis& hypothesis : proposed) Try(std::move(hypothesis), entry);
+    for (Hypothesis& hypothesis : proposed) {
+      // Those for any op are read off the values.
+      if (entry == catalogue.size()) hypothesis.freedom = std::max(hypothesis.freedom, 1);
+      Try(std::move(hypothesis), entry);
+    }
   }
 
   void Try(Hypothesis hypothesis, size_t entry) {

@@ -100,6 +100,7 @@ struct OpCall {
   std::vector<double> factors;     // of kAdd: one an input
   std::shared_ptr<Matrix> matrix;  // of kEmbedding and kLinear
   std::vector<double> bias;        // of kLinear: [rows of matrix], or empty
+  int64_t partial_sums = 1;        // of kLinear: so many slices of the input, each rounded before they are added
   NormParams norm;
   RopeParams rope;
   AttentionParams attention;

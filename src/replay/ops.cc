@@ -84,10 +84,17 @@ Block Linear(const Block& x, const OpCall& call, const Arithmetic& arithmetic) {
       double* value = y.Row(r) + begin;
       double* variance = y.Variance(r) + begin;
       for (int64_t j = 0; j < count; ++j) {
+        const double product = value[j];
         if (!call.bias.empty()) value[j] += call.bias[begin + j];
         double v = sum_error * sums[r * count + j];
         if (!inherited.empty()) v += inherited[r * count + j];
         variance[j] = storage.Rounding(value[j]) + v * operand.scale[r];
+        if (!call.bias.empty()) variance[j] += storage.Rounding(product);
+        if (call.partial_sums > 1) {
+          const auto parts = static_cast<double>(call.partial_sums);
+          const double spread = std::sqrt(sums[r * count + j] * operand.scale[r] / parts);
+          variance[j] += parts * storage.Rounding(spread + std::abs(product) / parts);
+        }
       }
     }
   });
@@ -194,6 +201,8 @@ void RotateHead(const double* x, const double* x_variance, const Rotation& rotat
       y[at] = straight + cross;
       variance[at] = storage.Rounding(y[at]) + storage.Rounding(straight) + storage.Rounding(cross) +
                      Square(x[at]) * rotation.cos_variance[i] + Square(x[other]) * rotation.sin_variance[i];
+      // Each further rotation rounds values as large as the pair.
+      if (rope.times > 1) variance[at] += (rope.times - 1) * 4 * storage.Rounding(std::hypot(x[at], x[other]));
       if (x_variance) variance[at] += c * c * x_variance[at] + s * s * x_variance[other];
     };
     turn(first, second, -s);
