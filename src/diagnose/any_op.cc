@@ -117,21 +117,27 @@ void ProposeOverflow(const Evidence& evidence, std::vector<Hypothesis>* out) {
                          })));
 }
 
-// Away from the borders between two grid values the result is exact; there noise decides, and may move it by a step.
-void ProposeRounded(const Evidence& evidence, std::vector<Hypothesis>* out) {
+// Away from the borders between two grid values the result is exact; there noise decides which of them it is, and what
+// was captured tells.
+void ProposeRounded(const Case& fault, const Evidence& evidence, std::vector<Hypothesis>* out) {
   const std::optional<CoarseGrid> grid = FindCoarseGrid(evidence);
   if (!grid || !grid->explains) return;
   const DType storage = evidence.storage();
-  const After after = [grid = *grid, storage](const std::vector<TokenAt>&, Block* block) {
+  const double limit = evidence.limits().max_suspect;
+  const PointAt point = evidence.call().point;
+  const After after = [=, grid = *grid, &evaluator = fault.evaluator](const std::vector<TokenAt>& tokens,
+                                                                      Block* block) {
+    const Block captured = evaluator.Captured(point, tokens).block;
     for (int64_t r = 0; r < block->rows; ++r) {
       double *value = block->Row(r), *variance = block->Variance(r), largest = 0;
       for (int64_t c = 0; c < block->width; ++c) largest = std::max(largest, std::abs(value[c]));
       for (int64_t c = 0; c < block->width; ++c) {
-        const double y = value[c], step = grid.StepAt(y, largest), part = std::abs(y / step - std::trunc(y / step));
-        const double border = grid.toward_zero ? std::min(part, 1 - part) : std::abs(part - 0.5);
+        const double y = value[c], step = grid.StepAt(y, largest), is = captured.Row(r)[c];
         value[c] = grid.Round(y, largest);
-        if (border * step < 6 * std::sqrt(variance[c])) variance[c] += step * step / 4;
         if (grid.bits == 0) variance[c] += StorageRounding(storage, value[c]);
+        const bool border = grid.NearBorder(y, largest, limit * std::sqrt(variance[c]));
+        if (border && std::abs(is - value[c]) <= 1.01 * step) value[c] = is;
+        if (border) variance[c] += step * step / 12;
       }
     }
   };
@@ -178,7 +184,6 @@ void ProposeForValues(const Evidence& evidence, std::vector<Hypothesis>* out) {
   ProposeZero(evidence, out);
   ProposeClamped(evidence, out);
   ProposeOverflow(evidence, out);
-  ProposeRounded(evidence, out);
 }
 
 void ProposeForAnyOp(const Case& fault, std::vector<Hypothesis>* out) {
@@ -186,6 +191,7 @@ void ProposeForAnyOp(const Case& fault, std::vector<Hypothesis>* out) {
   if (evidence.affected().empty()) return;
   ProposeForOp(fault, out);
   ProposeForValues(evidence, out);
+  ProposeRounded(fault, evidence, out);
   ProposeStale(fault, evidence, out);
   ProposeOtherTokens(fault, evidence, out);
   ProposeOverlapping(fault, evidence, out);

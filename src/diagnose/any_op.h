@@ -17,7 +17,7 @@ Hypothesis Changed(const OpCall& right, std::string cause, std::string text, std
 // Whether the change leaves only noise in the sample's affected cells.
 bool ExplainsSample(const Evidence& evidence, const Sample& sample, const After& after);
 
-// values-scaled, values-permuted (channels and heads), values-zero, values-clamped, values-overflow, values-rounded.
+// values-scaled, values-permuted (channels and heads), values-zero, values-clamped, values-overflow.
 void ProposeForValues(const Evidence& evidence, std::vector<Hypothesis>* out);
 // rows-stale
 void ProposeStale(const Case& fault, const Evidence& evidence, std::vector<Hypothesis>* out);

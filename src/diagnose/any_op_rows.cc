@@ -6,6 +6,7 @@
 #include "diagnose/any_op.h"
 
 namespace lockstep {
+
 void ProposeStale(const Case& fault, const Evidence& evidence, std::vector<Hypothesis>* out) {
   Evaluator& evaluator = fault.evaluator;
   const int num_layers = static_cast<int>(evaluator.model().config().num_hidden_layers);
@@ -21,8 +22,8 @@ void ProposeStale(const Case& fault, const Evidence& evidence, std::vector<Hypot
       const Evaluated copy = evaluator.Captured(source->point, {*from});
       if (!copy.observable.front() || copy.block.width != block->width) continue;
       for (int64_t c = 0; c < block->width; ++c) {
-        if ((*affected)[static_cast<size_t>(c / cell_width)])
-          block->Row(static_cast<int64_t>(r))[c] = copy.block.Row(0)[c];
+        const bool stale = (*affected)[static_cast<size_t>(c / cell_width)] != 0;
+        if (stale) block->Row(static_cast<int64_t>(r))[c] = copy.block.Row(0)[c];
       }
     }
   };

@@ -148,10 +148,33 @@ TEST(AnyOpTest, Rounded) {
                 row[c] = std::nearbyint(row[c] / largest * 127) * largest / 127;
             })),
             "values-rounded: rounds its result to multiples of each row's largest value / 127");
+  // fp8 has steps of 2^-9 near zero; in bf16, rounding moves values over the borders of the grid.
+  for (const DType storage : {DType::kF32, DType::kBF16}) {
+    const auto fp8 = [=](const TokenAt&, int64_t, double* value) {
+      if (storage == DType::kBF16) *value = ToFloat(FromFloat<BF16>(static_cast<float>(*value)));
+      int exponent = 0;
+      std::frexp(*value, &exponent);
+      const double step = std::max(std::ldexp(1.0, exponent - 4), 0x1p-9);
+      *value = std::nearbyint(*value / step) * step;
+    };
+    EXPECT_EQ(Causes(OnValues(fp8), storage), "values-rounded: rounds its result to 4 significant bits (fp8 e4m3)");
+  }
   // On the grid, but elsewhere: another mistake.
   EXPECT_EQ(
       Causes(OnValues([&](const TokenAt& t, int64_t c, double* value) { *value += 0.1 * Noise(), bf16(t, c, value); })),
       "");
+}
+
+// So near to the storage's grid that rounding explains any value on it.
+TEST(AnyOpTest, AGridThatIsTooFineIsNoCause) {
+  FakeFault fault(kNormed, {Prompt(12)}, OnValues([](const TokenAt&, int64_t, double* value) {
+                    int exponent = 0;
+                    std::frexp(*value, &exponent);
+                    *value = std::trunc(*value / std::ldexp(1.0, exponent - 6)) * std::ldexp(1.0, exponent - 6);
+                  }),
+                  DType::kBF16);
+  EXPECT_EQ(fault.Causes(), "");
+  EXPECT_THAT(fault.PatternOf("coarse-grid"), HasSubstr("6 significant bits"));
 }
 
 TEST(AnyOpTest, StaleRows) {
@@ -186,6 +209,17 @@ TEST(AnyOpTest, NotStale) {
               Not(HasSubstr("stale")));
 }
 
+// A prompt of one repeated token: rows that are turned to no position are equal, and yet no copies.
+TEST(AnyOpTest, EqualInputsGiveEqualRows) {
+  const auto first = [](const std::vector<TokenAt>&, Block* result) {
+    for (int64_t r = 1; r < result->rows; ++r) std::copy_n(result->Row(0), result->width, result->Row(r));
+  };
+  FakeStep repeated = Prompt(12);
+  EXPECT_THAT(Causes(first, DType::kF32, kRope, {repeated}), HasSubstr("rows-stale"));
+  repeated.same_inputs = true;
+  EXPECT_THAT(Causes(first, DType::kF32, kRope, {repeated}), Not(HasSubstr("rows-stale")));
+}
+
 TEST(AnyOpTest, OtherTokens) {
   const Mutation reversed = [](const std::vector<TokenAt>&, Block* result) {
     const Block right = *result;
@@ -204,6 +238,30 @@ TEST(AnyOpTest, OtherTokens) {
                 },
                 DType::kBF16, kDown, {batch}),
             "values-permuted: gives results in other rows: each row holds the result of the token half a step away");
+}
+
+TEST(AnyOpTest, TokensInAnyOrder) {
+  const auto swapped = [](double noise) {
+    return [=](const std::vector<TokenAt>&, Block* result) {
+      std::swap_ranges(result->Row(3), result->Row(4), result->Row(7));
+      for (int64_t c = 0; c < result->width; ++c) result->Row(3)[c] += noise * Noise();
+    };
+  };
+  EXPECT_EQ(Causes(swapped(0), DType::kBF16, kDown),
+            "values-permuted: gives results in other rows: rows are in another order, by position: 7->3, 3->7");
+  EXPECT_EQ(Causes(swapped(0.1), DType::kBF16, kDown), "");
+}
+
+TEST(AnyOpTest, HeadsAndTokensMixed) {
+  EXPECT_EQ(Causes([](const std::vector<TokenAt>& tokens, Block* result) {
+              const Block right = *result;
+              const auto count = static_cast<int64_t>(tokens.size());
+              for (int64_t i = 0; i < count * kHeads; ++i) {
+                std::copy_n(right.Row(i % count) + i / count * kHeadDim, kHeadDim, result->value.data() + i * kHeadDim);
+              }
+            }),
+            "values-permuted: gives results in other rows: [heads, tokens, head_dim] is read as [tokens, heads, "
+            "head_dim]");
 }
 
 // E1: the rows that the blocks of T rows at each head's base do not touch keep what was there.

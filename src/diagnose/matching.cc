@@ -7,6 +7,7 @@
 #include <numeric>
 #include <utility>
 
+#include "diagnose/causes.h"
 #include "replay/noise.h"
 
 namespace lockstep {
@@ -115,24 +116,20 @@ Evidence::Evidence(const PointErrors& errors, const Sample& sample)
 }
 
 void Evidence::MarkAffected() {
+  cell_affected_ = AffectedCells(errors_);
   row_affected_.assign(errors_.tokens.size(), 0);
-  cell_affected_.assign(errors_.cell.size(), 0);
+  bool beyond = false;
   for (int64_t r = 0; r < num_rows(); ++r) {
-    char* cells = cell_affected_.data() + r * errors_.cells;
+    const char* cells = cell_affected_.data() + r * errors_.cells;
+    const bool affected = std::any_of(cells, cells + errors_.cells, [](char cell) { return cell != 0; });
+    row_affected_[static_cast<size_t>(r)] = affected;
+    num_affected_ += affected;
     for (int64_t c = 0; c < errors_.cells; ++c) {
-      cells[c] = !(errors_.Cell(r, c) <= limits_.cell_suspect && errors_.Peak(r, c) <= limits_.max_suspect);
+      beyond = beyond || !(errors_.Cell(r, c) <= limits_.cell_suspect && errors_.Peak(r, c) <= limits_.max_suspect);
     }
-    const bool some = std::any_of(cells, cells + errors_.cells, [](char cell) { return cell != 0; });
-    const bool whole = !some && !(errors_.row[static_cast<size_t>(r)] <= limits_.row_suspect);
-    if (whole) std::fill_n(cells, errors_.cells, 1);
-    row_affected_[static_cast<size_t>(r)] = some || whole;
-    num_affected_ += some || whole;
+    beyond = beyond || !(errors_.row[static_cast<size_t>(r)] <= limits_.row_suspect);
   }
-  everything_ = num_affected_ == 0;
-  if (!everything_) return;
-  std::fill(row_affected_.begin(), row_affected_.end(), 1);
-  std::fill(cell_affected_.begin(), cell_affected_.end(), 1);
-  num_affected_ = num_rows();
+  everything_ = !beyond;
 }
 
 double Evidence::Units(int64_t i, int64_t channel) const {

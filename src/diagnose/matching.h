@@ -116,13 +116,15 @@ struct CoarseGrid {
   double step = 0;           // the same for all rows; 0: of each row its largest value / levels
   int levels = 0;            // 127: int8
   bool toward_zero = false;  // truncated
-  bool explains = true;      // what is expected, rounded to it, is what was captured
+  bool explains = true;      // what is expected, rounded to it, is what was captured, but for noise at the borders
   std::string text;          // "8 significant bits (bf16)"
 
   // y on the grid; largest: of |y| in the row.
   double Round(double y, double largest) const;
   // Distance between neighbours there.
   double StepAt(double y, double largest) const;
+  // Whether an error of `reach` may round y to a neighbour.
+  bool NearBorder(double y, double largest, double reach) const;
 };
 std::optional<CoarseGrid> FindCoarseGrid(const Evidence& evidence);
 

@@ -86,23 +86,25 @@ double StepOf(std::vector<double> values, int storage_bits) {
   return 0;
 }
 
-// Share of the affected values that the grid explains exactly; near a border between two grid values noise decides.
+// Whether the grid explains every affected value exactly. Near a border between two grid values noise decides; at least
+// half of the values must be elsewhere, or the grid is too fine to tell.
 bool GridExplains(const Evidence& evidence, const CoarseGrid& grid) {
-  int64_t right = 0, near = 0, count = 0;
+  size_t exact = 0, count = 0;
   for (const int64_t i : evidence.affected()) {
     double largest = 0;
     for (int64_t c = 0; c < evidence.width(); ++c) largest = std::max(largest, std::abs(evidence.Expected(i)[c]));
     for (int64_t c = 0; c < evidence.width(); ++c) {
-      const double y = evidence.Expected(i)[c];
+      const double y = evidence.Expected(i)[c],
+                   noise = evidence.limits().max_suspect * std::sqrt(evidence.Variance(i, c));
       if (!evidence.Affected(i, c) || !std::isfinite(y)) continue;
-      const double step = grid.StepAt(y, largest);
-      const double off = std::abs(evidence.Captured(i)[c] - grid.Round(y, largest));
-      right += off <= 1e-3 * step + 2 * std::sqrt(StorageRounding(evidence.storage(), y)) * (grid.bits == 0);
-      near += off <= 1.01 * step;
+      const double off = std::abs(evidence.Captured(i)[c] - grid.Round(y, largest)), step = grid.StepAt(y, largest);
+      const bool border = grid.NearBorder(y, largest, noise);
+      if (!(off <= (border ? noise + step : 1e-3 * step + (grid.bits == 0) * noise))) return false;
+      exact += !border;
       ++count;
     }
   }
-  return count > 0 && near == count && static_cast<double>(right) >= 0.6 * static_cast<double>(count);
+  return exact >= kMinOnGrid && 2 * exact >= count;
 }
 
 // The step of the subnormal numbers of a 16 or 8-bit float, where all captured values are multiples of it; else 0.
@@ -214,6 +216,13 @@ double CoarseGrid::StepAt(double y, double largest) const {
   int exponent = 0;
   std::frexp(y, &exponent);
   return std::max(std::ldexp(1.0, exponent - bits), smallest);
+}
+
+bool CoarseGrid::NearBorder(double y, double largest, double reach) const {
+  const double size = StepAt(y, largest);
+  if (size == 0) return false;
+  const double part = std::abs(y / size - std::trunc(y / size));
+  return (toward_zero ? std::min(part, 1 - part) : std::abs(part - 0.5)) * size <= reach;
 }
 
 double CoarseGrid::Round(double y, double largest) const {

@@ -259,6 +259,17 @@ TEST(PatternsTest, RandomErrorIsNoMap) {
   }
 }
 
+// In a wide row of 16 bits each value has several sources that fit.
+TEST(PatternsTest, OtherValuesOfTheSameSizesAreNoMap) {
+  FakeFault fault({Point::kLogits, -1}, {Prompt(1)}, OnRows([](const TokenAt&, double* row) {
+                    double squares = 0;
+                    for (int64_t c = 0; c < 2048; ++c) squares += row[c] * row[c];
+                    for (int64_t c = 0; c < 2048; ++c) row[c] = 0.7 * std::sqrt(squares / 2048) * Noise();
+                  }),
+                  DType::kBF16);
+  EXPECT_EQ(fault.PatternOf("permuted"), "");
+}
+
 TEST(PatternsTest, HeadsCopied) {
   FakeFault fault(kNormed, {Prompt(5)}, [](const std::vector<TokenAt>&, Block* result) {
     for (int64_t r = 0; r < result->rows; ++r) {

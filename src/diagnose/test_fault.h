@@ -16,6 +16,7 @@ struct FakeStep {
   std::vector<int32_t> positions;
   std::vector<int32_t> sequences = {};  // empty: all 0
   Phase phase = Phase::kPrefill;
+  bool same_inputs = false;  // of all its tokens
 };
 
 // Turns the right result into what is captured; before it is rounded to the storage.
@@ -38,7 +39,7 @@ class FakeFault {
       std::vector<int32_t> ids(step.positions.size());
       for (int32_t& id : ids) id = next_id++;
       inputs_.AddStep(ids, step.positions, step.sequences).phase = step.phase;
-      for (const PointAt& input : call.inputs) AddRandom(input, storage, size, &random);
+      for (const PointAt& input : call.inputs) AddRandom(input, storage, size, step.same_inputs, &random);
     }
     captured_ = inputs_;
     {
@@ -92,11 +93,12 @@ class FakeFault {
   }
 
  private:
-  void AddRandom(const PointAt& input, DType storage, float size, std::mt19937* random) {
+  void AddRandom(const PointAt& input, DType storage, float size, bool same, std::mt19937* random) {
     std::normal_distribution<float> normal(0, size);
     const auto tokens = static_cast<int64_t>(inputs_.steps.back().positions.size());
     std::vector<float> values(static_cast<size_t>(tokens * model_.WidthOf(input.id)));
-    for (float& value : values) value = normal(*random);
+    const auto width = static_cast<size_t>(model_.WidthOf(input.id));
+    for (size_t i = 0; i < values.size(); ++i) values[i] = same && i >= width ? values[i - width] : normal(*random);
     inputs_.Add(input.Name(), {tokens, model_.WidthOf(input.id)}, values, {}, storage);
   }
 
