@@ -21,8 +21,8 @@ const char* PhaseName(Phase phase) { return phase == Phase::kDecode ? "decode" :
 void ShowMeta(const TraceReader& trace) {
   const TraceMeta& meta = trace.meta();
   fmt::print("{}\n  by {} {}, model {}, storage {}, {} steps, {}\n", trace.path(), Escaped(meta.producer),
-             Escaped(meta.producer_version), Escaped(meta.model_type), DTypeName(meta.arithmetic.storage), trace.steps().size(),
-             meta.closed ? "closed" : "not closed");
+             Escaped(meta.producer_version), Escaped(meta.model_type), DTypeName(meta.arithmetic.storage),
+             trace.steps().size(), meta.closed ? "closed" : "not closed");
   for (const auto& [key, value] : meta.config) fmt::print("  {} = {}\n", Escaped(key), Escaped(value));
   for (const std::string& error : meta.errors) fmt::print("  error: {}\n", Escaped(error));
 }

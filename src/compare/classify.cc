@@ -64,7 +64,8 @@ double UnitRoundoff(DType dtype) {
 
 double DeclaredRoundoff(const TraceMeta& meta) {
   if (!meta.has_arithmetic) return 0;
-  return std::max({UnitRoundoff(meta.arithmetic.storage), UnitRoundoff(meta.arithmetic.operands), UnitRoundoff(meta.arithmetic.cache)});
+  return std::max({UnitRoundoff(meta.arithmetic.storage), UnitRoundoff(meta.arithmetic.operands),
+                   UnitRoundoff(meta.arithmetic.cache)});
 }
 
 double RelativeL2Bound(double unit_roundoff, int layer) {
