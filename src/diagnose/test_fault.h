@@ -44,12 +44,12 @@ class FakeFault {
     {
       const TraceRuns runs = GroupRuns({inputs_.View()});
       Captures captures(runs);
-      Evaluator evaluator(captures, model_);
+      Evaluator evaluator(captures, model_, inputs_.meta);
       AddResult(evaluator, call, mutation, by_inputs, storage);
     }
     runs_ = GroupRuns({captured_.View()});
     captures_ = std::make_unique<Captures>(runs_);
-    evaluator_ = std::make_unique<Evaluator>(*captures_, model_);
+    evaluator_ = std::make_unique<Evaluator>(*captures_, model_, captured_.meta);
     errors_ = Judge(*evaluator_, evaluator_->CallOf(point));
     TakeSample();
   }
