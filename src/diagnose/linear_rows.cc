@@ -196,15 +196,15 @@ std::vector<int64_t> Made(int64_t count, const std::function<int64_t(int64_t)>& 
 
 // One or two rows match some row of a weight by chance, unless neighbours match neighbours.
 bool IsCertain(const Probe& probe, const std::vector<int64_t>& map) {
-  constexpr int64_t kEnough = 3;
-  int64_t least = kEnough, runs = 0;
+  constexpr int64_t kEnough = 3, kChannels = 16;
+  int64_t least = kEnough, runs = 0, channels = 0;
   for (size_t c = 0; c < map.size(); ++c) {
     int64_t rows = 0;
     for (int64_t r = 0; r < probe.rows(); ++r) rows += probe.Affected(r, static_cast<int64_t>(c));
-    if (rows > 0) least = std::min(least, rows);
+    if (rows > 0) least = std::min(least, rows), ++channels;
     runs += c > 0 && map[c] != map[c - 1] + 1;
   }
-  return least == kEnough || (runs <= 4 && probe.width() >= 16);
+  return least == kEnough || (runs <= 4 && channels >= kChannels);
 }
 
 }  // namespace
