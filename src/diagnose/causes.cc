@@ -117,6 +117,13 @@ std::optional<Block> InputRows(const Case& fault, const PointAt& input) {
   return InputRows(fault.evaluator, input, fault.sample.tokens);
 }
 
+bool ShowsInScaleAlone(const PointErrors& errors) {
+  const LocalError& summary = errors.summary;
+  const Limits limits = LimitsOf(errors.call.op, errors.arithmetic, summary.bridged);
+  const double scale = std::abs(summary.scale);
+  return scale > limits.scale_suspect && scale > 8 * summary.scale_error && summary.whole <= limits.row_suspect;
+}
+
 std::vector<char> AffectedCells(const PointErrors& errors) {
   const auto rows = static_cast<int64_t>(errors.tokens.size());
   const Limits limits = LimitsOf(errors.call.op, errors.arithmetic, errors.summary.bridged);
@@ -135,7 +142,7 @@ std::vector<char> AffectedCells(const PointErrors& errors) {
     }
     any = any || in_row;
   }
-  if (!any) std::fill(out.begin(), out.end(), 1);
+  if (!any || ShowsInScaleAlone(errors)) std::fill(out.begin(), out.end(), 1);
   return out;
 }
 

@@ -60,6 +60,9 @@ Evaluated EvaluateRows(Evaluator& evaluator, const OpCall& call, const std::vect
 std::optional<Block> InputRows(const Case& fault, const PointAt& input);
 std::optional<Block> InputRows(Evaluator& evaluator, const PointAt& input, const std::vector<TokenAt>& tokens);
 
+// Whether the scale of all values together tells of the fault, which no value does by itself.
+bool ShowsInScaleAlone(const PointErrors& errors);
+
 // Cells that the right call does not explain, [rows, cells] of `errors`. Where only the scale or whole rows tell of the
 // fault, all cells of them. (PointErrors::Affected takes every cell of a row that is off; one wrong head would then
 // hide behind its neighbours.)

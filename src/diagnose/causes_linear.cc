@@ -160,7 +160,7 @@ void AddBias(const Case& fault, std::vector<Hypothesis>* out) {
   constexpr int64_t kLeastRows = 4;  // fewer would fit anything
   const Block& captured = fault.sample.captured;
   const std::vector<double> weights = FitWeights(fault);
-  std::vector<double> bias(static_cast<size_t>(captured.width));
+  std::vector<double> bias(static_cast<size_t>(captured.width)), uncertainty(bias.size());
   bool any = false;
   for (int64_t c = 0; c < captured.width; ++c) {
     double sum = 0, total = 0;
@@ -174,9 +174,20 @@ void AddBias(const Case& fault, std::vector<Hypothesis>* out) {
     if (rows < kLeastRows) continue;
     any = true;
     bias[static_cast<size_t>(c)] = sum / total;
+    uncertainty[static_cast<size_t>(c)] = 1 / total;
   }
   if (!any) return;
-  AddRow(fault, {"linear-bias", "adds a bias that the checkpoint does not have", [&](OpCall& c) { c.bias = bias; }, 2},
+  AddRow(fault,
+         {"linear-bias", "adds a bias that the checkpoint does not have",
+          [&](OpCall& c) {
+            c.bias = bias;
+            c.after = [uncertainty](const std::vector<TokenAt>&, Block* block) {
+              for (size_t e = 0; e < block->variance.size(); ++e) {
+                block->variance[e] += uncertainty[e % uncertainty.size()];
+              }
+            };
+          },
+          2},
          out);
 }
 

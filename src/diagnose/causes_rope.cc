@@ -239,10 +239,14 @@ double BestLog(const Angles& angles, double low, double high, const FrequenciesA
   double step = (high - low) / kSteps;
   size_t tokens = std::min<size_t>(4, angles.tokens.size());
   double best = BestOfGrid(angles, low, high, kSteps, tokens, at);
-  for (int round = 0; round < 9; ++round) {
+  while (tokens < angles.tokens.size()) {
+    tokens = std::min(2 * tokens, angles.tokens.size());
+    best = BestOfGrid(angles, best - 4 * step, best + 4 * step, kFine, tokens, at);
+    step *= 0.6;
+  }
+  for (int round = 0; round < 7; ++round) {
     best = BestOfGrid(angles, best - 2 * step, best + 2 * step, kFine, tokens, at);
     step *= 4.0 / kFine;
-    tokens = std::min(2 * tokens, angles.tokens.size());
   }
   return best;
 }

@@ -147,16 +147,14 @@ Said DescribeOwn(const std::vector<int64_t>& map, int64_t d) {
     if (order.map == map) return {"linear-rows-permuted", "gives its channels in another order: " + order.text};
   }
   const bool zeros = std::find(map.begin(), map.end(), kZero) != map.end();
+  if (zeros) return {"values-zero", "leaves some of its channels zero"};
   for (const int64_t n : {2, 4, 8, 16}) {
     const std::vector<int64_t> order = BlockOrder(map, n);
     if (order.empty()) continue;
     const std::string shards = std::to_string(n) + " shards of its rows";
-    if (zeros)
-      return {"linear-shard-missing", "leaves shards of its rows zero: it has " + Listed(order) + " of " + shards};
     if (IsPermutation(order)) return {"linear-shard-order", "takes the " + shards + " in the order " + Listed(order)};
     return {"linear-shard-doubled", "takes shards " + Listed(order) + " of the " + shards};
   }
-  if (zeros) return {"values-zero", "leaves some of its channels zero"};
   const int64_t shift = map[0];
   bool shifted = true;
   for (int64_t c = 0; c < count; ++c) shifted = shifted && map[static_cast<size_t>(c)] == (c + shift + count) % count;
@@ -194,6 +192,19 @@ std::vector<int64_t> Made(int64_t count, const std::function<int64_t(int64_t)>& 
   std::vector<int64_t> out;
   for (int64_t c = 0; c < count; ++c) out.push_back(at(c));
   return out;
+}
+
+// One or two rows match some row of a weight by chance, unless neighbours match neighbours.
+bool IsCertain(const Probe& probe, const std::vector<int64_t>& map) {
+  constexpr int64_t kEnough = 3, kChannels = 16;
+  int64_t least = kEnough, runs = 0, channels = 0;
+  for (size_t c = 0; c < map.size(); ++c) {
+    int64_t rows = 0;
+    for (int64_t r = 0; r < probe.rows(); ++r) rows += probe.Affected(r, static_cast<int64_t>(c));
+    if (rows > 0) least = std::min(least, rows), ++channels;
+    runs += c > 0 && map[c] != map[c - 1] + 1;
+  }
+  return least == kEnough || (runs <= 4 && channels >= kChannels);
 }
 
 }  // namespace
@@ -248,6 +259,7 @@ void AddRowMaps(const Probe& probe, std::vector<Hypothesis>* out) {
       map == Made(own->rows, [&](int64_t c) { return own->begin + c; })) {
     return;  // the right rows: the weight itself differs, or the error is small
   }
+  if (!IsCertain(probe, map)) return;
   const int64_t d = call.heads > 0 ? call.head_dim : probe.width();
   const Said said = Describe(stack, *own, map, d);
   AddWeight(probe, said.cause, said.text, WithRows(stack.rows, map), out);

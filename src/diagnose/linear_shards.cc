@@ -40,15 +40,16 @@ std::vector<double> Factors(const Probe& probe, int64_t n) {
   std::vector<double> factors = LeastSquares(terms, value.data(), weight.data(), rows * channels);
   for (double& factor : factors) {
     const double whole = std::round(factor);
-    if (std::abs(factor - whole) > 0.05 || std::abs(whole) > 8) return {};
+    if (std::abs(factor - whole) > 0.05 || whole < -0.5 || whole > 8) return {};
     factor = whole;
   }
   return factors;
 }
 
-bool IsIdentity(const std::vector<double>& factors, int64_t n) {
+// A multiple of the whole: nothing about slices.
+bool IsMultiple(const std::vector<double>& factors, int64_t n) {
   for (int64_t t = 0; t < n * n; ++t) {
-    if (factors[static_cast<size_t>(t)] != (t / n == t % n ? 1 : 0)) return false;
+    if (factors[static_cast<size_t>(t)] != (t / n == t % n ? factors[0] : 0)) return false;
   }
   return true;
 }
@@ -88,7 +89,7 @@ void AddShards(const Probe& probe, std::vector<Hypothesis>* out) {
     const int64_t columns = probe.columns(), slice = columns / n;
     if (columns % n != 0 || probe.rows() * probe.width() < 4 * n * n) continue;
     const std::vector<double> factors = Factors(probe, n);
-    if (factors.empty() || IsIdentity(factors, n)) continue;
+    if (factors.empty() || IsMultiple(factors, n)) continue;
     const auto before = [=](const std::vector<TokenAt>&, size_t, Block* block) {
       const Block was = *block;
       std::fill(block->value.begin(), block->value.end(), 0.0);

@@ -16,7 +16,7 @@ constexpr int64_t kSampleRows = 32;
 constexpr int64_t kQuickRows = 4;  // enough to see that a hypothesis is wrong
 constexpr size_t kVerified = 8;    // of those that fit the sample, the best
 // A cause must leave at most this share of the error: what changes nearly nothing explains nothing.
-constexpr double kMostLeft = 0.4;
+constexpr double kMostLeft = 0.5;
 // A fit is worse than another where it leaves so many times its error, and more than clean ops do.
 constexpr double kClearly = 1.8;
 constexpr double kFloor = 0.7;
@@ -32,16 +32,6 @@ struct Candidate {
 Explanation ExplanationOf(const Candidate& candidate) {
   const Hypothesis& hypothesis = candidate.hypothesis;
   return {hypothesis.cause, hypothesis.text, hypothesis.advice, candidate.fit.error};
-}
-
-// The fault shows in the scale alone: no cell is beyond its limit.
-bool OnlyScale(const PointErrors& errors) {
-  const Limits limits = LimitsOf(errors.call.op, errors.arithmetic, errors.summary.bridged);
-  const auto within = [](const std::vector<float>& values, double limit) {
-    return std::all_of(values.begin(), values.end(), [&](float value) { return value <= limit; });
-  };
-  return within(errors.row, limits.row_suspect) && within(errors.cell, limits.cell_suspect) &&
-         within(errors.peak, limits.max_suspect);
 }
 
 // Sums of one call's errors over affected cells.
@@ -124,7 +114,7 @@ class Search {
       : fault_(fault),
         limits_(LimitsOf(fault.errors.call.op, fault.errors.arithmetic, fault.errors.summary.bridged)),
         affected_(AffectedCells(fault.errors)),
-        only_scale_(OnlyScale(fault.errors)) {
+        only_scale_(ShowsInScaleAlone(fault.errors)) {
     const int64_t width = std::max<int64_t>(1, fault.sample.captured.width);
     const auto most = static_cast<int64_t>(kVerifyElements) / width;
     tokens_ = AffectedTokens(fault.errors, affected_, std::max<int64_t>(most, kSampleRows));
@@ -142,7 +132,10 @@ class Search {
     }
     for (Hypothesis& hypothesis : proposed) {
       // Those for any op are read off the values.
-      if (entry == catalogue.size()) hypothesis.freedom = std::max(hypothesis.freedom, 1);
+      if (entry == catalogue.size()) {
+        // Nothing is simpler than zero.
+        hypothesis.freedom = hypothesis.cause == "values-zero" ? -1 : std::max(hypothesis.freedom, 1);
+      }
       Try(std::move(hypothesis), entry);
     }
   }
@@ -345,6 +338,8 @@ Sample MakeSample(Evaluator& evaluator, const PointErrors& errors, int64_t rows)
 
 Fit FitOf(const Case& fault, const OpCall& call, int64_t rows) {
   const PointErrors& errors = fault.errors;
+  // Rows of attention tensors are as wide as the longest of them.
+  if (fault.evaluator.model().WidthOf(call.point.id) == 0) rows = static_cast<int64_t>(fault.sample.tokens.size());
   const std::vector<TokenAt> tokens(fault.sample.tokens.begin(),
                                     fault.sample.tokens.begin() + static_cast<ptrdiff_t>(rows));
   const Evaluated wrong = EvaluateRows(fault.evaluator, call, tokens);
