@@ -50,7 +50,11 @@ bool RatioFits(const Evidence& evidence, int64_t i, double factor) {
   double squares = 0;
   int64_t count = 0;
   for (int64_t c = 0; c < evidence.width(); ++c) {
-    if (!evidence.Affected(i, c) || !std::isfinite(expected[c])) continue;
+    if (!evidence.Affected(i, c)) continue;
+    if (!std::isfinite(expected[c])) {
+      if (evidence.Off(i, c)) return false;
+      continue;
+    }
     const double y = factor * expected[c];
     const double variance = factor * factor * evidence.Variance(i, c) + StorageRounding(evidence.storage(), y);
     const double units = NoiseUnits(captured[c], y, variance);
@@ -133,8 +137,9 @@ void Evidence::MarkAffected() {
 }
 
 double Evidence::Units(int64_t i, int64_t channel) const {
-  const double expected = Expected(i)[channel];
-  return std::isfinite(expected) ? NoiseUnits(Captured(i)[channel], expected, Variance(i, channel)) : 0;
+  const double captured = Captured(i)[channel], expected = Expected(i)[channel];
+  if (expected == -INFINITY && std::isfinite(captured)) return INFINITY;  // should have been masked
+  return std::isfinite(expected) ? NoiseUnits(captured, expected, Variance(i, channel)) : 0;
 }
 
 double Evidence::RelativeError(int64_t i, int64_t begin, int64_t end) const {
@@ -172,7 +177,8 @@ std::optional<RowRatios> FitRowRatios(const Evidence& evidence) {
     const std::optional<Line> line = LineOf(evidence, i);
     if (!line || line->count < kMinElements) return std::nullopt;
     const double factor = line->value();
-    if (factor == 0 || !RatioFits(evidence, i, factor)) return std::nullopt;
+    if (factor == 0 || std::abs(factor - 1) <= kSignificant * line->standard_error()) return std::nullopt;
+    if (!RatioFits(evidence, i, factor)) return std::nullopt;
     out.smallest = std::min(out.smallest, factor);
     out.largest = std::max(out.largest, factor);
   }

@@ -50,7 +50,8 @@ class Evidence {
     return variance ? variance[channel] : 0;
   }
   const double* VarianceRow(int64_t i) const { return sample_.expected.block.Variance(i); }
-  // Error in noise units; 0 where nothing can be said, as what is expected is not finite.
+  // Error in noise units; 0 where nothing can be said, as what is expected is not finite;
+  // infinite where it is masked.
   double Units(int64_t i, int64_t channel) const;
   // |captured - expected| / |expected| over channels [begin, end).
   double RelativeError(int64_t i, int64_t begin, int64_t end) const;

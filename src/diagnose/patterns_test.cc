@@ -146,6 +146,12 @@ TEST(PatternsTest, FaintRatio) {
   EXPECT_THAT(fault.PatternOf("constant-ratio"), HasSubstr("captured = 1.005 * expected"));
 }
 
+// A row of one wrong channel has a best factor, too, but that is no ratio.
+TEST(PatternsTest, NoRatioOfRows) {
+  FakeFault fault(kNormed, {Prompt(9)}, OnRows([](const TokenAt&, double* row) { row[7] += 0.1 * Noise(); }));
+  EXPECT_THAT(fault.PatternIds(), Not(HasSubstr("ratio")));
+}
+
 // Growing with the position is no constant ratio, nor is a factor of each head's own.
 TEST(PatternsTest, NoRatio) {
   EXPECT_THAT(Ids(OnHeads(kHeads,

@@ -117,8 +117,10 @@ void DescribeRest(const Evidence& evidence, std::vector<Pattern>* out) {
   } else if (affected == all) {
     out->push_back({"everywhere", evidence.call().heads > 0 ? "in every row and head" : "in every row"});
   } else {
-    out->push_back({"scattered", "in " + std::to_string(evidence.num_affected()) + " of " +
-                                     std::to_string(evidence.num_rows()) + " rows, in no order that is known"});
+    const bool most = 10 * evidence.num_affected() >= 9 * evidence.num_rows();
+    out->push_back({most ? "everywhere" : "scattered", "in " + std::to_string(evidence.num_affected()) + " of " +
+                                                           std::to_string(evidence.num_rows()) + " rows" +
+                                                           (most ? "" : ", in no order that is known")});
   }
 }
 
