@@ -21,7 +21,8 @@ void AddScales(const Case& fault, std::vector<Hypothesis>* out) {
     if (std::abs(scale / right - 1) < 1e-12) return;
     AddRow(fault, {"attention-scale", text, [scale](OpCall& c) { c.attention.scale = scale; }, freedom}, out);
   };
-  const auto derived = static_cast<double>(config.hidden_size / config.num_attention_heads);
+  const int64_t whole = config.hidden_size / config.num_attention_heads;  // as engines derive a head_dim
+  const auto derived = static_cast<double>(whole);
   add(1, "does not scale the scores");
   add(1 / std::sqrt(derived),
       "scales by 1/sqrt(" + Number(derived) + "), hidden_size / heads, instead of 1/sqrt(head_dim)");
@@ -116,7 +117,7 @@ void AddWindows(const Case& fault, std::vector<Hypothesis>* out) {
     const double left = FitOf(fault, call, rows).left;
     if (left < least) least = left, best = window;
   };
-  for (double w = 1; w <= static_cast<double>(longest); w *= 1.2) consider(std::llround(w));
+  for (int64_t w = 1; w <= longest; w += std::max<int64_t>(1, w / 5)) consider(w);
   for (int64_t power = 2; power <= longest; power *= 2) consider(power), consider(power + 1), consider(power - 1);
   for (int64_t step = std::max<int64_t>(1, best / 8); best > 0; step /= 2) {
     const int64_t from = best;

@@ -73,10 +73,10 @@ void AddCounts(const Case& fault, std::vector<Hypothesis>* out) {
   };
   for (const double off : {-1.0, 1.0}) mean_over(right + off);
   for (const double step : {16.0, 32.0, 64.0, 128.0, 256.0}) mean_over(std::ceil(right / step) * step);
-  for (const double count :
-       {right / 2, right * 2, std::sqrt(right), static_cast<double>(config.hidden_size),
-        static_cast<double>(config.head_dim), static_cast<double>(config.hidden_size / config.num_attention_heads),
-        static_cast<double>(config.num_attention_heads * config.head_dim)}) {
+  const int64_t derived = config.hidden_size / config.num_attention_heads;  // as engines derive a head_dim
+  for (const double count : {right / 2, right * 2, std::sqrt(right), static_cast<double>(config.hidden_size),
+                             static_cast<double>(config.head_dim), static_cast<double>(derived),
+                             static_cast<double>(config.num_attention_heads * config.head_dim)}) {
     mean_over(count);
   }
 }

@@ -871,7 +871,7 @@ def test_random_damage(golden, seed):
         data = bytearray(victim.read_bytes())
         used = len(bytes(data[:131071]).rstrip()) if victim.suffix == ".safetensors" else len(data)
         for _ in range(rng.randrange(1, 4)):
-            at = rng.choice([rng.randrange(used), rng.randrange(8), rng.randrange(len(data))])
+            at = rng.choice([rng.randrange(min(used, len(data))), rng.randrange(8), rng.randrange(len(data))])
             kind = rng.randrange(4)
             if kind == 0:
                 data[at] = rng.randrange(256)
