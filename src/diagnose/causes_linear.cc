@@ -177,13 +177,16 @@ void AddBias(const Case& fault, std::vector<Hypothesis>* out) {
     uncertainty[static_cast<size_t>(c)] = 1 / total;
   }
   if (!any) return;
+  const Grid storage(fault.errors.arithmetic.storage);
   AddRow(fault,
          {"linear-bias", "adds a bias that the checkpoint does not have",
           [&](OpCall& c) {
             c.bias = bias;
-            c.after = [uncertainty](const std::vector<TokenAt>&, Block* block) {
+            c.after = [bias, uncertainty, storage](const std::vector<TokenAt>&, Block* block) {
               for (size_t e = 0; e < block->variance.size(); ++e) {
-                block->variance[e] += uncertainty[e % uncertainty.size()];
+                const size_t channel = e % bias.size();
+                // The product is rounded before the bias is added.
+                block->variance[e] += uncertainty[channel] + storage.Rounding(block->value[e] - bias[channel]);
               }
             };
           },

@@ -195,13 +195,14 @@ std::vector<int64_t> Made(int64_t count, const std::function<int64_t(int64_t)>& 
 }
 
 // One or two rows match some row of a weight by chance, unless neighbours match neighbours.
-bool IsCertain(const Probe& probe, const std::vector<int64_t>& map) {
+bool IsCertain(const Probe& probe, const std::vector<int64_t>& map, int64_t own) {
   constexpr int64_t kEnough = 3, kChannels = 16;
   int64_t least = kEnough, runs = 0, channels = 0;
   for (size_t c = 0; c < map.size(); ++c) {
     int64_t rows = 0;
     for (int64_t r = 0; r < probe.rows(); ++r) rows += probe.Affected(r, static_cast<int64_t>(c));
-    if (rows > 0) least = std::min(least, rows), ++channels;
+    const bool is_moved = map[c] != own + static_cast<int64_t>(c);
+    if (rows > 0 && is_moved) least = std::min(least, rows), ++channels;
     runs += c > 0 && map[c] != map[c - 1] + 1;
   }
   return least == kEnough || (runs <= 4 && channels >= kChannels);
@@ -259,7 +260,7 @@ void AddRowMaps(const Probe& probe, std::vector<Hypothesis>* out) {
       map == Made(own->rows, [&](int64_t c) { return own->begin + c; })) {
     return;  // the right rows: the weight itself differs, or the error is small
   }
-  if (!IsCertain(probe, map)) return;
+  if (!IsCertain(probe, map, own->begin)) return;
   const int64_t d = call.heads > 0 ? call.head_dim : probe.width();
   const Said said = Describe(stack, *own, map, d);
   AddWeight(probe, said.cause, said.text, WithRows(stack.rows, map), out);

@@ -89,7 +89,6 @@ Block Linear(const Block& x, const OpCall& call, const Arithmetic& arithmetic) {
         double v = sum_error * sums[r * count + j];
         if (!inherited.empty()) v += inherited[r * count + j];
         variance[j] = storage.Rounding(value[j]) + v * operand.scale[r];
-        if (!call.bias.empty()) variance[j] += storage.Rounding(product);
         if (call.partial_sums > 1) {
           const auto parts = static_cast<double>(call.partial_sums);
           const double spread = std::sqrt(sums[r * count + j] * operand.scale[r] / parts);
@@ -128,6 +127,9 @@ void NormGroup(const double* x, const double* x_variance, const double* weight, 
     const double z = (x[i] - mean) * inverse;
     y[i] = z * weight[i];
     variance[i] = storage.Rounding(y[i]) + Square(weight[i]) * storage.Rounding(z) + Square(y[i]) * relative;
+    // What is left after the mean was subtracted may be far below what was rounded.
+    if (norm.subtract_mean)
+      variance[i] += Square(weight[i] * inverse * a) * (Square(x[i]) + Square(mean) + mean_square);
     // An element's own error turns the mean with it.
     if (x_variance) variance[i] += Square(weight[i] * inverse) * x_variance[i] * (1 - 2 * z * z / norm.count);
   }
