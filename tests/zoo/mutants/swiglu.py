@@ -103,8 +103,7 @@ MUTANTS = (
         "x·sigmoid(1.702 x) instead of silu",
         POINT,
         gated(lambda x: x * torch.sigmoid(1.702 * x)),
-        (None,),
-        patterns="all-layers",
+        "swiglu-quick-gelu",
     ),
     mutant("glu-hard-swish", "hard-swish instead of silu", POINT, gated(F.hardswish), (None,), patterns="all-layers"),
     mutant(
