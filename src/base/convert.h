@@ -10,6 +10,9 @@
 
 namespace lockstep {
 
+// Stored bits of fraction of F32, F16 and BF16.
+constexpr int FractionBits(DType dtype) { return dtype == DType::kBF16 ? 7 : dtype == DType::kF16 ? 10 : 23; }
+
 struct BF16 {
   uint16_t bits = 0;
 };

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "base/fingerprint.h"
+#include "base/ranges.h"
 #include "lockstep/points.h"
 
 namespace lockstep {
@@ -155,19 +156,7 @@ void CheckStaleStepsOf(Side side, const ComparedPoint& point, std::vector<Failur
 }  // namespace
 
 std::string StepsText(const std::vector<size_t>& steps) {
-  constexpr size_t kShown = 8;
-  std::string text = steps.size() == 1 ? "step " : "steps ";
-  size_t shown = 0, i = 0;
-  for (; i < steps.size() && shown < kShown; ++shown) {
-    size_t last = i;
-    while (last + 1 < steps.size() && steps[last + 1] == steps[last] + 1) ++last;
-    if (shown) text += ", ";
-    text += std::to_string(steps[i]);
-    if (last > i) text.append("-").append(std::to_string(steps[last]));
-    i = last + 1;
-  }
-  if (i < steps.size()) text += " and " + std::to_string(steps.size() - i) + " more";
-  return text;
+  return (steps.size() == 1 ? "step " : "steps ") + RangesText(steps, ", ", "-", /*most=*/8);
 }
 
 void CheckTraces(const SideRuns& side, std::vector<Failure>* failures) {

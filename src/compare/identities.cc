@@ -73,8 +73,6 @@ class Sides {
   std::vector<RowPair> rows_;
 };
 
-int FractionBits(DType dtype) { return dtype == DType::kBF16 ? 7 : dtype == DType::kF16 ? 10 : 23; }
-
 // One step of the coarser dtype, at the larger value.
 double StepOf(double a, double b, DType x, DType y) {
   const double largest = std::max({std::abs(a), std::abs(b), 0x1p-14});  // below it, f16's steps are equal

@@ -119,14 +119,13 @@ std::optional<Block> InputRows(const Case& fault, const PointAt& input) {
 
 bool ShowsInScaleAlone(const PointErrors& errors) {
   const LocalError& summary = errors.summary;
-  const Limits limits = LimitsOf(errors.call.op, errors.arithmetic, summary.bridged);
-  const double scale = std::abs(summary.scale);
-  return scale > limits.scale_suspect && scale > 8 * summary.scale_error && summary.whole <= limits.row_suspect;
+  const Limits limits = errors.limits();
+  return ScaleIsOff(summary, limits.scale_suspect) && summary.whole <= limits.row_suspect;
 }
 
 std::vector<char> AffectedCells(const PointErrors& errors) {
   const auto rows = static_cast<int64_t>(errors.tokens.size());
-  const Limits limits = LimitsOf(errors.call.op, errors.arithmetic, errors.summary.bridged);
+  const Limits limits = errors.limits();
   std::vector<char> out(static_cast<size_t>(rows * errors.cells), 0);
   bool any = false;
   for (int64_t r = 0; r < rows; ++r) {
@@ -146,6 +145,17 @@ std::vector<char> AffectedCells(const PointErrors& errors) {
   return out;
 }
 
+std::vector<int64_t> JudgedRowsOf(const PointErrors& errors, const std::vector<TokenAt>& tokens) {
+  std::map<TokenAt, int64_t> rows;
+  for (size_t r = 0; r < errors.tokens.size(); ++r) rows[errors.tokens[r]] = static_cast<int64_t>(r);
+  std::vector<int64_t> out;
+  for (const TokenAt& token : tokens) {
+    const auto found = rows.find(token);
+    out.push_back(found == rows.end() ? -1 : found->second);
+  }
+  return out;
+}
+
 void ScaleRounded(double factor, DType storage, Block* block) {
   const Grid grid(storage);
   block->variance.resize(block->value.size());
@@ -160,20 +170,19 @@ std::vector<double> FitWeights(const Case& fault) {
   const Block& captured = fault.sample.captured;
   const Block& expected = fault.sample.expected.block;
   const std::vector<char> affected = AffectedCells(errors);
-  std::map<TokenAt, size_t> rows;
-  for (size_t r = 0; r < errors.tokens.size(); ++r) rows[errors.tokens[r]] = r;
+  const std::vector<int64_t> rows = JudgedRowsOf(errors, fault.sample.tokens);
   const int64_t cell_width = CellWidthOf(errors, captured.width);
   const Grid storage(errors.arithmetic.storage);
   std::vector<double> out(captured.value.size(), 0.0);
   for (int64_t r = 0; r < captured.rows; ++r) {
-    const auto found = rows.find(fault.sample.tokens[static_cast<size_t>(r)]);
-    if (found == rows.end()) continue;
+    const int64_t row = rows[static_cast<size_t>(r)];
+    if (row < 0) continue;
     // Where the right result nearly vanishes its noise does, too; not that of what was computed instead.
     double mean = 0;
     for (int64_t i = 0; expected.Variance(r) && i < captured.width; ++i) mean += expected.Variance(r)[i];
     mean /= static_cast<double>(captured.width);
     for (int64_t i = 0; i < captured.width; ++i) {
-      const auto cell = static_cast<size_t>(static_cast<int64_t>(found->second) * errors.cells + i / cell_width);
+      const auto cell = static_cast<size_t>(row * errors.cells + i / cell_width);
       const auto at = static_cast<size_t>(r * captured.width + i);
       if (!affected[cell] || !std::isfinite(captured.value[at]) || !std::isfinite(expected.value[at])) continue;
       const double own = expected.Variance(r) == nullptr ? 0 : expected.Variance(r)[i];

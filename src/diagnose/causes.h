@@ -67,6 +67,8 @@ bool ShowsInScaleAlone(const PointErrors& errors);
 // fault, all cells of them. (PointErrors::Affected takes every cell of a row that is off; one wrong head would then
 // hide behind its neighbours.)
 std::vector<char> AffectedCells(const PointErrors& errors);
+// Row of `errors` of each token; -1 where it was not judged.
+std::vector<int64_t> JudgedRowsOf(const PointErrors& errors, const std::vector<TokenAt>& tokens);
 // Channels of a cell in rows of `width`.
 inline int64_t CellWidthOf(const PointErrors& errors, int64_t width) {
   return errors.call.heads > 0 ? width / errors.call.heads : std::min(width, kCellWidth);

@@ -124,7 +124,7 @@ class Diagnostician {
  private:
   static Finding Described(const PointErrors& errors) {
     const LocalError& summary = errors.summary;
-    const Limits limits = LimitsOf(errors.call.op, errors.arithmetic, summary.bridged);
+    const Limits limits = errors.limits();
     Finding finding;
     finding.point = summary.point;
     finding.names = {summary.name};

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <map>
 #include <numeric>
 #include <utility>
 
@@ -103,19 +102,15 @@ Ratio Named(const Evidence& evidence, double value, double standard_error) {
 }  // namespace
 
 Evidence::Evidence(const PointErrors& errors, const Sample& sample)
-    : errors_(errors), sample_(sample), limits_(LimitsOf(errors.call.op, errors.arithmetic, errors.summary.bridged)) {
+    : errors_(errors), sample_(sample), limits_(errors.limits()) {
   const int64_t row_width = sample.captured.width;
   cell_width_ =
       std::max<int64_t>(1, errors.call.heads > 0 ? row_width / errors.call.heads : std::min(row_width, kCellWidth));
   MarkAffected();
-  std::map<TokenAt, int64_t> rows;
-  for (size_t r = 0; r < errors.tokens.size(); ++r) rows[errors.tokens[r]] = static_cast<int64_t>(r);
-  row_of_.assign(sample.tokens.size(), -1);
-  for (size_t i = 0; i < sample.tokens.size(); ++i) {
-    const auto row = rows.find(sample.tokens[i]);
-    if (row == rows.end()) continue;
-    row_of_[i] = row->second;
-    (RowAffected(row->second) ? affected_ : right_).push_back(static_cast<int64_t>(i));
+  row_of_ = JudgedRowsOf(errors, sample.tokens);
+  for (size_t i = 0; i < row_of_.size(); ++i) {
+    if (row_of_[i] < 0) continue;
+    (RowAffected(row_of_[i]) ? affected_ : right_).push_back(static_cast<int64_t>(i));
   }
 }
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 #include <numeric>
 #include <set>
 
@@ -71,22 +70,6 @@ class Totals {
 
 double Finite(double noise) { return std::isnan(noise) ? Fit::kNone : std::abs(noise); }
 
-// Row of `errors` of each token; -1 where it was not judged.
-std::vector<int64_t> RowsOf(const PointErrors& errors, const std::vector<TokenAt>& tokens) {
-  std::map<TokenAt, int64_t> rows;
-  for (size_t r = 0; r < errors.tokens.size(); ++r) rows[errors.tokens[r]] = static_cast<int64_t>(r);
-  std::vector<int64_t> out;
-  for (const TokenAt& token : tokens) {
-    const auto found = rows.find(token);
-    out.push_back(found == rows.end() ? -1 : found->second);
-  }
-  return out;
-}
-
-bool ScaleIsOff(const LocalError& summary, const Limits& limits) {
-  return std::abs(summary.scale) > limits.scale_suspect && std::abs(summary.scale) > 8 * summary.scale_error;
-}
-
 // Tokens with an affected cell, at most so many that their rows stay cheap: the worst, and others evenly.
 std::vector<TokenAt> AffectedTokens(const PointErrors& errors, const std::vector<char>& affected, int64_t most) {
   std::vector<size_t> rows;
@@ -112,7 +95,7 @@ class Search {
  public:
   explicit Search(const Case& fault)
       : fault_(fault),
-        limits_(LimitsOf(fault.errors.call.op, fault.errors.arithmetic, fault.errors.summary.bridged)),
+        limits_(fault.errors.limits()),
         affected_(AffectedCells(fault.errors)),
         only_scale_(ShowsInScaleAlone(fault.errors)) {
     const int64_t width = std::max<int64_t>(1, fault.sample.captured.width);
@@ -220,7 +203,7 @@ class Search {
     const PointErrors judged = Judge(fault_.evaluator, call, &tokens_);
     Totals totals(limits_);
     if (judged.tokens.size() < tokens_.size()) return {};  // something it reads is not there for some rows
-    const std::vector<int64_t> rows = RowsOf(fault_.errors, judged.tokens);
+    const std::vector<int64_t> rows = JudgedRowsOf(fault_.errors, judged.tokens);
     for (size_t r = 0; r < judged.tokens.size(); ++r) {
       if (rows[r] < 0) return {};
       bool all = true;
@@ -237,7 +220,7 @@ class Search {
       totals.EndRow(all);
     }
     Fit fit = totals.Result();
-    if (only_scale_ && ScaleIsOff(judged.summary, limits_)) fit.ratio = std::max(fit.ratio, 2.0);
+    if (only_scale_ && ScaleIsOff(judged.summary, limits_.scale_suspect)) fit.ratio = std::max(fit.ratio, 2.0);
     return fit;
   }
 
@@ -307,7 +290,7 @@ Sample MakeSample(Evaluator& evaluator, const PointErrors& errors, int64_t rows)
   Sample out;
   std::vector<TokenAt> tokens = AffectedTokens(errors, AffectedCells(errors), rows);
   // The worst and the least in turn, so that the first few tell most.
-  const std::vector<int64_t> at = RowsOf(errors, tokens);
+  const std::vector<int64_t> at = JudgedRowsOf(errors, tokens);
   std::vector<size_t> order(tokens.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
@@ -348,9 +331,9 @@ Fit FitOf(const Case& fault, const OpCall& call, int64_t rows) {
   const Block& captured = fault.sample.captured;
   const Block& right = fault.sample.expected.block;
   const std::vector<char> affected = AffectedCells(errors);
-  const std::vector<int64_t> at = RowsOf(errors, tokens);
+  const std::vector<int64_t> at = JudgedRowsOf(errors, tokens);
   const int64_t cell_width = CellWidthOf(errors, captured.width);
-  const Limits limits = LimitsOf(errors.call.op, errors.arithmetic, errors.summary.bridged);
+  const Limits limits = errors.limits();
   Totals totals(limits);
   double before = 0, after = 0;
   bool contradicts = false;

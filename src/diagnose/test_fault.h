@@ -130,11 +130,17 @@ class FakeFault {
     }
   }
 
+  bool IsFaulty(int64_t r, int64_t c) const {
+    const Limits limits = errors_.limits();
+    return !(errors_.Cell(r, c) <= limits.cell_faulty && errors_.Peak(r, c) <= limits.max_faulty &&
+             errors_.row[static_cast<size_t>(r)] <= limits.row_faulty);
+  }
+
   void TakeSample() {
     for (size_t r = 0; r < errors_.tokens.size() && sample_.tokens.size() < 32; ++r) {
       const auto row = static_cast<int64_t>(r);
       bool affected = errors_.row[r] > 3;
-      for (int64_t c = 0; c < errors_.cells; ++c) affected = affected || errors_.Affected(row, c);
+      for (int64_t c = 0; c < errors_.cells; ++c) affected = affected || IsFaulty(row, c);
       if (affected) sample_.tokens.push_back(errors_.tokens[r]);
     }
     if (sample_.tokens.empty()) sample_.tokens = errors_.tokens;

@@ -5,7 +5,9 @@
 #include <set>
 #include <utility>
 
+#include "base/convert.h"
 #include "base/parallel.h"
+#include "base/ranges.h"
 #include "lockstep/points.h"
 #include "replay/grid.h"
 #include "trace/rows.h"
@@ -118,15 +120,7 @@ std::string Contradiction(const Seen& seen, const Arithmetic& declared) {
 std::string LayersText(const std::set<int>& layers, int num_layers) {
   if (*layers.begin() < 0) return "";
   if (static_cast<int>(layers.size()) == num_layers && num_layers > 1) return " in all layers";
-  std::string text = layers.size() == 1 ? " in layer " : " in layers ";
-  for (auto at = layers.begin(); at != layers.end();) {
-    auto last = at;
-    while (std::next(last) != layers.end() && *std::next(last) == *last + 1) ++last;
-    text += (at == layers.begin() ? "" : ", ") + std::to_string(*at);
-    if (last != at) text.append("-").append(std::to_string(*last));
-    at = std::next(last);
-  }
-  return text;
+  return (layers.size() == 1 ? " in layer " : " in layers ") + RangesText(layers);
 }
 
 std::string Listed(const std::vector<std::string>& points) {

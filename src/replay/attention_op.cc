@@ -15,8 +15,6 @@ namespace {
 constexpr int64_t kRows = 64;
 constexpr int64_t kSegment = 64;  // keys
 
-double Square(double x) { return x * x; }
-
 double Capped(double score, double cap) { return cap > 0 ? cap * std::tanh(score / cap) : score; }
 
 // Keys and values of one key/value head, as the cache holds them.

@@ -5,13 +5,6 @@
 #include "replay/noise.h"
 
 namespace lockstep {
-namespace {
-
-// The coarser of two storage dtypes; what is no float counts as F32.
-DType Coarser(DType a, DType b) { return Grid(a).unit_error() >= Grid(b).unit_error() ? a : b; }
-
-}  // namespace
-
 int64_t CapturedPoint::IndexOf(const TokenAt& token) const {
   const auto found = index_.find({token.run, token.step});
   return found == index_.end() ? -1 : found->second[static_cast<size_t>(token.token)];

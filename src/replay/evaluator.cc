@@ -12,8 +12,6 @@ namespace {
 constexpr int64_t kBlockElements = 8 << 20;  // of a block: 64 MiB of values, as much of variances
 constexpr int64_t kMaxRows = 512;
 
-DType Coarser(DType a, DType b) { return Grid(a).unit_error() >= Grid(b).unit_error() ? a : b; }
-
 }  // namespace
 
 Evaluated EmptyRows(size_t tokens, int64_t width) {

@@ -15,9 +15,6 @@ namespace lockstep {
 // Fewer distinct values prove nothing: zeros, ones and small integers lie on every grid.
 inline constexpr size_t kEnoughDistinct = 64;
 
-// Of F32, F16 and BF16.
-constexpr int FractionBits(DType dtype) { return dtype == DType::kBF16 ? 7 : dtype == DType::kF16 ? 10 : 23; }
-
 // The coarsest of BF16, F16 and F32 on which every finite value lies. None where fewer than kEnoughDistinct of them are
 // distinct and not zero.
 std::optional<DType> GridOf(std::span<const float> values);

@@ -9,8 +9,6 @@
 namespace lockstep {
 namespace {
 
-double Square(double x) { return x * x; }
-
 // What the errors of some elements add up to.
 struct Sums {
   double squares = 0;
@@ -117,10 +115,10 @@ class Judgement {
       summary.scale = weighted_ / weights_ - 1;
       summary.scale_error = 1 / std::sqrt(weights_);
     }
-    const Limits limits = LimitsOf(out_.call.op, out_.arithmetic, summary.bridged);
+    const Limits limits = out_.limits();
     const auto beyond = [&](double row, double cell, double max, double scale) {
       return summary.worst_row > row || worst_cell_ > cell || summary.max > max || summary.non_finite > 0 ||
-             (std::abs(summary.scale) > scale && std::abs(summary.scale) > 8 * summary.scale_error);
+             ScaleIsOff(summary, scale);
     };
     if (beyond(limits.row_faulty, limits.cell_faulty, limits.max_faulty, limits.scale_faulty)) {
       summary.verdict = OpVerdict::kFaulty;
@@ -171,13 +169,7 @@ Limits LimitsOf(Op op, const Arithmetic& arithmetic, bool bridged) {
           2 * limits.max_suspect, 2 * limits.max_faulty, 16 * limits.scale_suspect, 16 * limits.scale_faulty};
 }
 
-bool PointErrors::Affected(int64_t r, int64_t c) const {
-  const Limits limits = LimitsOf(call.op, arithmetic, summary.bridged);
-  return Cell(r, c) > limits.cell_faulty || Peak(r, c) > limits.max_faulty || !std::isfinite(Cell(r, c)) ||
-         row[static_cast<size_t>(r)] > limits.row_faulty;
-}
-
-PointErrors Judge(Evaluator& evaluator, const OpCall& call, const std::vector<TokenAt>* tokens, const Look& look) {
+PointErrors Judge(Evaluator& evaluator, const OpCall& call, const std::vector<TokenAt>* tokens) {
   PointErrors out;
   out.call = call;
   out.arithmetic = evaluator.ArithmeticOf(call.point);
@@ -219,7 +211,6 @@ PointErrors Judge(Evaluator& evaluator, const OpCall& call, const std::vector<To
       const auto at = static_cast<int64_t>(r);
       judgement->Add(part[r], rows[r], seen.block.Row(at), expected.block.Row(at));
     }
-    if (look) look(part, seen.block, expected);
   }
   if (judgement) judgement->Finish();
   out.summary.from.assign(from.begin(), from.end());

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cmath>
-#include <functional>
 #include <vector>
 
 #include "lockstep/replay.h"
@@ -21,6 +20,11 @@ struct Limits {
 };
 Limits LimitsOf(Op op, const Arithmetic& arithmetic, bool bridged);
 
+// Whether the scale is beyond a limit, and not by chance.
+inline bool ScaleIsOff(const LocalError& summary, double limit) {
+  return std::abs(summary.scale) > limit && std::abs(summary.scale) > 8 * summary.scale_error;
+}
+
 inline constexpr int64_t kCellWidth = 64;  // channels, of points without heads
 
 // The errors of one point by row and cell. A cell is a head, or a block of kCellWidth channels.
@@ -36,15 +40,11 @@ struct PointErrors {
 
   float Cell(int64_t r, int64_t c) const { return cell[static_cast<size_t>(r * cells + c)]; }
   float Peak(int64_t r, int64_t c) const { return peak[static_cast<size_t>(r * cells + c)]; }
-  // Whether the cell is beyond what a correct op gives.
-  bool Affected(int64_t r, int64_t c) const;
+  Limits limits() const { return LimitsOf(call.op, arithmetic, summary.bridged); }
 };
 
-// All rows that were captured of `point`, or only those of `tokens` where given, against `call`. What the rows' block
-// sees, tokens, captured and expected, is shown to `look`, if there is one.
-using Look = std::function<void(const std::vector<TokenAt>& tokens, const Block& captured, const Evaluated& expected)>;
-PointErrors Judge(Evaluator& evaluator, const OpCall& call, const std::vector<TokenAt>* tokens = nullptr,
-                  const Look& look = nullptr);
+// All rows that were captured of the call's point, or only those of `tokens` where given, against what it gives.
+PointErrors Judge(Evaluator& evaluator, const OpCall& call, const std::vector<TokenAt>* tokens = nullptr);
 
 // The error of one element in noise units; infinite where only `captured` is not finite. variance 0 means exact: then
 // every difference is beyond all limits.

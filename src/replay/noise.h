@@ -49,6 +49,11 @@ class Grid {
   double unit_error_;
 };
 
+// The coarser of two storage dtypes; what is no float counts as F32.
+inline DType Coarser(DType a, DType b) { return Grid(a).unit_error() >= Grid(b).unit_error() ? a : b; }
+
+inline double Square(double x) { return x * x; }
+
 // Relative variance of a sum of `count` positive terms that is added up one by one, each partial sum rounded with unit
 // error a: the partial sums grow evenly, so a^2 * count / 9; and a few operations around it.
 inline double SumOfSquaresError(double a, int64_t count) { return a * a * (4 + static_cast<double>(count) / 9); }

@@ -20,8 +20,6 @@ Block Like(int64_t rows, int64_t width) {
   return out;
 }
 
-double Square(double x) { return x * x; }
-
 // x rounded to what the product reads, and its squares over the largest of each row: they would overflow f32.
 struct Operand {
   std::vector<double> value;     // [rows, depth]

@@ -95,10 +95,9 @@ void ReplaySession::InferOperands() {
 
 void ReplaySession::JudgePoint(const PointAt& point, const std::function<void(PointErrors&)>& faulty,
                                ReplayResult* result) {
-  PointErrors errors;
   const CapturedPoint& captured = captures_->Of(point);
   const OpCall call = evaluator_->CallOf(point);
-  errors = Judge(*evaluator_, call);
+  PointErrors errors = Judge(*evaluator_, call);
   LocalError& summary = errors.summary;
   summary.name = point.Name();
   summary.layer = point.layer;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/ranges.h"
 #include "lockstep/report.h"
 #include "report/paint.h"
 #include "report/words.h"
@@ -57,18 +58,7 @@ std::string ScaleText(const LocalError& point) {
   return fmt::format("{:+.1e} ± {:.0e}", point.scale, point.scale_error);
 }
 
-std::string LayersText(const std::vector<int>& layers, const char* dash) {
-  std::string text;
-  for (size_t i = 0; i < layers.size();) {
-    size_t last = i;
-    while (last + 1 < layers.size() && layers[last + 1] == layers[last] + 1) ++last;
-    if (!text.empty()) text += ",";
-    text += std::to_string(layers[i]);
-    if (last > i) text += dash + std::to_string(layers[last]);
-    i = last + 1;
-  }
-  return text;
-}
+std::string LayersText(const std::vector<int>& layers, const char* dash) { return RangesText(layers, ",", dash); }
 
 std::string FindingSentence(const Finding& finding) {
   std::string text = SubjectOf(finding);
