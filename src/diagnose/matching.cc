@@ -159,7 +159,7 @@ std::optional<Ratio> FitRatio(const Evidence& evidence) {
   }
   if (all.count < kMinElements || all.value() == 0) return std::nullopt;
   if (std::abs(all.value() - 1) <= kSignificant * all.standard_error()) return std::nullopt;
-  const Ratio ratio = Named(evidence, all.value(), all.standard_error() * std::max(1.0, std::abs(all.value())));
+  Ratio ratio = Named(evidence, all.value(), all.standard_error() * std::max(1.0, std::abs(all.value())));
   const auto fits = [&](int64_t i) { return RatioFits(evidence, i, ratio.value); };
   if (!std::all_of(evidence.affected().begin(), evidence.affected().end(), fits)) return std::nullopt;
   return ratio;
@@ -190,7 +190,8 @@ std::optional<std::vector<double>> FitOffset(const Evidence& evidence) {
   for (int half = 0; half < 2; ++half) mean[half].resize(static_cast<size_t>(width)), variance[half] = mean[half];
   for (int64_t k = 0; k < n; ++k) {
     const int64_t i = rows[static_cast<size_t>(k)], half = k % 2;
-    const double share = 1.0 / static_cast<double>((n + 1 - half) / 2);
+    const int64_t rows_in_half = (n + 1 - half) / 2;
+    const double share = 1.0 / static_cast<double>(rows_in_half);
     for (int64_t c = 0; c < width; ++c) {
       const double difference = evidence.Captured(i)[c] - evidence.Expected(i)[c];
       if (!std::isfinite(difference)) return std::nullopt;
