@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "lockstep/capture.hpp"
+#include "lockstep/detail.h"
 #include "lockstep/error.h"
 #include "lockstep/place.h"
 
@@ -35,6 +36,7 @@ struct CompareOptions {
   // (reference sequence, candidate sequence); empty: paired by their input_ids. One trace a side: numbers as in the
   // trace. Several traces: 0, 1, 2, … through the traces in the order given and the sequences inside them.
   std::vector<std::pair<int, int>> pairs;
+  bool details = false;  // fill PointResult::detail
   // Called after each point, from the calling thread.
   std::function<void(size_t points_done, size_t points_total)> progress;
 };
@@ -117,6 +119,7 @@ struct PointResult {
   std::optional<double> bound;
   // Why this point alone makes the run different; empty where it does not.
   std::vector<std::string> reasons;
+  std::shared_ptr<const DifferenceDetail> detail;  // null unless asked for
 };
 
 enum class FailureKind : uint8_t {
@@ -231,6 +234,8 @@ struct SequencePair {
   int reference = 0;
   int candidate = 0;
   size_t tokens = 0;  // positions that both have
+  // Of those, ascending, with their ids; -1 where neither side knows one.
+  std::vector<std::pair<int32_t, int32_t>> ids;
 };
 
 // How the difference in the residual stream (`layer_output`) grows through the layers.

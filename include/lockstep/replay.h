@@ -9,11 +9,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "lockstep/detail.h"
 #include "lockstep/error.h"
 #include "lockstep/place.h"
 #include "lockstep/trace.h"
@@ -24,6 +26,7 @@ struct ReplayOptions {
   // Selections as in docs/trace-format.md; empty means everything.
   std::string points;
   std::string layers;
+  bool details = false;  // fill LocalError::detail
   // Called after each point, from the calling thread.
   std::function<void(size_t points_done, size_t points_total)> progress;
 };
@@ -65,6 +68,7 @@ struct LocalError {
   // NaN or infinite where the recomputed value is not.
   int64_t non_finite = 0;
   std::optional<Place> first_non_finite;
+  std::shared_ptr<const LocalDetail> detail;  // null unless asked for
 };
 
 // A weight of the trace that is not the checkpoint's: it was loaded wrongly, or the checkpoint changed since.
