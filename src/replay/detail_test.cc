@@ -223,8 +223,9 @@ TEST(LocalDetailTest, ThreadsDoNotShow) {
 
 TEST(LocalDetailTest, SignsAndEdgesOfTheHistogram) {
   ErrorHistogram histogram;
-  for (const double error : {0.0, 0.124, -0.124, 0.126, -0.126, 8.124, 8.126, -8.124, -8.126, INFINITY, -INFINITY, NAN})
-    Count(error, &histogram);
+  const std::vector<double> errors = {0,     0.124,  -0.124, 0.126,    -0.126,    8.124,
+                                      8.126, -8.124, -8.126, INFINITY, -INFINITY, NAN};
+  for (const double error : errors) Count(error, &histogram);
   EXPECT_EQ(histogram.counts[32], 3);
   EXPECT_EQ(histogram.counts[33], 1);
   EXPECT_EQ(histogram.counts[31], 1);
