@@ -14,7 +14,7 @@ from zoo.context import Mutant, Part  # noqa: E402
 from zoo.models import Models  # noqa: E402
 from zoo.mutants import ALL  # noqa: E402
 from zoo.oddities import ODDITIES  # noqa: E402
-from zoo.play import play  # noqa: E402
+from zoo.play import play, write_trace  # noqa: E402
 from zoo.report import markdown, text  # noqa: E402
 from zoo.runs import RUNS  # noqa: E402
 from zoo.vocabulary import CAUSES, CAUSES_BY_OP, PATTERNS  # noqa: E402
@@ -233,6 +233,17 @@ def test_a_mutant_below_the_limit_must_not_be_found(models):
 
 
 # --- The judge ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+def test_the_limits_are_the_judges(models, tmp_path, dtype):
+    loaded = models.load("square", dtype)
+    trace = write_trace(tmp_path / "clean.trace", play(loaded, RUNS["scores"]))
+    for point in verdict.judge(trace, loaded.directory)["points"]:
+        limits = noise.Limits.of(point["point"], loaded.model.dtype)
+        found = point["limits"]
+        assert (found["row"], found["head"], found["max"]) == (limits.row, limits.head, limits.value), point["name"]
+        assert found["scale"] == pytest.approx(limits.scale)
 
 
 def test_the_sample_before_the_judge():
