@@ -76,7 +76,13 @@ struct TraceListing {
       size_t tokens = 0;
     };
     std::vector<Sequence> sequences;  // by number, without padding
-    size_t tensors = 0;
+    struct Tensor {
+      std::string name;
+      DType dtype = DType::kF32;
+      std::vector<int64_t> shape;  // as stored
+      int rank = 0;
+    };
+    std::vector<Tensor> tensors;  // of all ranks
     int64_t bytes = 0;
     std::vector<std::string> duplicates;
   };

@@ -143,8 +143,7 @@ Place PlaceOf(int sequence, int position, const std::vector<std::string>& axes, 
   Place place{sequence, position, -1, -1};
   if (index < 0) return place;
   const bool heads = row_shape.size() > 1 && !axes.empty() && axes.front().ends_with("head");
-  const int64_t inner =
-      std::accumulate(row_shape.begin() + heads, row_shape.end(), int64_t{1}, std::multiplies<>());
+  const int64_t inner = std::accumulate(row_shape.begin() + heads, row_shape.end(), int64_t{1}, std::multiplies<>());
   if (heads) place.head = static_cast<int>(index / inner);
   place.channel = static_cast<int>(heads ? index % inner : index);
   return place;

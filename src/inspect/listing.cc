@@ -19,9 +19,11 @@ TraceListing::Step ListStep(const TraceStep& step) {
   TraceListing::Step out;
   out.phase = step.phase;
   out.tokens = step.positions.size();
-  out.tensors = step.tensors.size();
   out.duplicates = step.duplicates;
-  for (const TraceTensor& tensor : step.tensors) out.bytes += static_cast<int64_t>(tensor.bytes);
+  for (const TraceTensor& tensor : step.tensors) {
+    out.bytes += static_cast<int64_t>(tensor.bytes);
+    out.tensors.push_back({tensor.name, tensor.dtype, tensor.shape, tensor.rank});
+  }
   std::map<int, TraceListing::Step::Sequence> sequences;
   for (size_t i = 0; i < step.positions.size(); ++i) {
     const int number = step.sequences[i], position = step.positions[i];
@@ -29,8 +31,8 @@ TraceListing::Step ListStep(const TraceStep& step) {
       ++out.padding;
       continue;
     }
-    auto& sequence = sequences.try_emplace(number, TraceListing::Step::Sequence{number, position, position, 0})
-                         .first->second;
+    auto& sequence =
+        sequences.try_emplace(number, TraceListing::Step::Sequence{number, position, position, 0}).first->second;
     sequence.first = std::min(sequence.first, position);
     sequence.last = std::max(sequence.last, position);
     ++sequence.tokens;
