@@ -64,7 +64,7 @@ class ListingText {
         fmt::format("{} of values: {} of {} in {}{}", BytesText(listing_.bytes), Count(listing_.tensors, "tensor"),
                     Count(listing_.points.size(), "point"), Count(listing_.steps.size(), "step"),
                     listing_.ranks > 1 ? fmt::format(", {} ranks", listing_.ranks) : ""));
-    if (!meta.closed) Say("state", Paint("not closed: its writer was killed", Color::kWarning, options_.color));
+    Say("state", meta.closed ? "closed" : Paint("not closed: its writer was killed", Color::kWarning, options_.color));
     for (const std::string& error : meta.errors) Say("error", Paint(Tame(error), Color::kBad, options_.color));
   }
 
