@@ -27,6 +27,8 @@ std::pair<int, int> ParsePair(const std::string& text) {
   throw Error("--pair: expected REFERENCE:CANDIDATE sequence numbers such as 0:1, found " + text);
 }
 
+}  // namespace
+
 TextOptions TerminalOptions(bool all) {
   TextOptions out;
   out.all = all;
@@ -37,8 +39,6 @@ TextOptions TerminalOptions(bool all) {
     out.width = size.ws_col;
   return out;
 }
-
-}  // namespace
 
 void ComparisonOptions::AddTo(CLI::App& command) {
   command.add_option("--atol", atol, "Your own absolute tolerance: |c - r| <= atol + rtol |r|")

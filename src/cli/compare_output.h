@@ -33,6 +33,9 @@ CompareOptions OptionsOf(const ComparisonOptions& options);
 // Shown on a terminal only: "compare: 3 of 93 points".
 std::function<void(size_t done, size_t total)> ProgressOf(std::string what);
 
+// Width and colours of stdout.
+TextOptions TerminalOptions(bool all);
+
 // Prints the table on stdout, writes the JSON file if there is to be one. Returns the exit code.
 int Print(const Judged& judged, const ComparisonOptions& options);
 int Print(const Diagnosis& diagnosis, const std::string& json, bool all);
