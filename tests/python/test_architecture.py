@@ -28,6 +28,7 @@ MAY_INCLUDE = {
 # Public headers, and the part that they belong to. capture.hpp depends on nothing, so everybody may include it.
 PUBLIC = {
     "capture.hpp": "base",
+    "detail.h": "base",
     "dtype.h": "base",
     "error.h": "base",
     "version.h": "base",
