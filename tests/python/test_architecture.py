@@ -18,7 +18,9 @@ MAY_INCLUDE = {
     "compare": {"base", "trace"},
     "replay": {"base", "trace", "checkpoint"},
     "diagnose": {"base", "trace", "checkpoint", "replay"},
-    "report": {"base", "trace", "compare", "replay", "diagnose"},
+    # A golden is a reference without values: pairing, completeness and the bound of rounding are the comparison's.
+    "golden": {"base", "trace", "compare"},
+    "report": {"base", "trace", "compare", "replay", "diagnose", "golden"},
     "capi": set(),
     "cli": set(),
     "bindings": set(),
@@ -42,6 +44,7 @@ PUBLIC = {
     "compare.h": "compare",
     "replay.h": "replay",
     "diagnose.h": "diagnose",
+    "golden.h": "golden",
     "report.h": "report",
     "lockstep.h": "capi",
 }
