@@ -311,6 +311,20 @@ void ReadPoints(const JsonNode& node, Golden* golden) {
   for (const std::string& name : InExecutionOrder(names)) golden->points.push_back(std::move(points.at(name)));
 }
 
+Golden ReadFile(const std::string& path) {
+  const SortedJson json = ParseSortedJson(ReadTextFile(path, kMaxBytes), path);
+  const JsonNode root(&json, path);
+  root.Object();
+  if (root["schema"].String("") != kSchema) root["schema"].Fail("\"" + std::string(kSchema) + "\"");
+  Golden golden;
+  golden.path = path;
+  ReadMeta(root, &golden.meta);
+  root["sequences"].ForEachElement([&](const JsonNode& node) { ReadSequence(node, &golden.tokens); });
+  if (golden.tokens.empty()) root["sequences"].Fail("at least one sequence");
+  ReadPoints(root["points"], &golden);
+  return golden;
+}
+
 }  // namespace
 
 std::string GoldenText(const Golden& golden) {
@@ -327,19 +341,11 @@ std::string GoldenText(const Golden& golden) {
 }
 
 Golden ReadGolden(const std::string& path) {
-  const SortedJson json = ParseSortedJson(ReadTextFile(path, kMaxBytes), path);
-  const JsonNode root(&json, path);
-  root.Object();
-  if (root["schema"].String("") != kSchema) {
-    root["schema"].Fail("\"" + std::string(kSchema) + "\", as lockstep record writes it");
+  try {
+    return ReadFile(path);
+  } catch (const Error& e) {
+    throw Error(std::string(e.what()) + "; lockstep record writes a new one");
   }
-  Golden golden;
-  golden.path = path;
-  ReadMeta(root, &golden.meta);
-  root["sequences"].ForEachElement([&](const JsonNode& node) { ReadSequence(node, &golden.tokens); });
-  if (golden.tokens.empty()) root["sequences"].Fail("at least one sequence");
-  ReadPoints(root["points"], &golden);
-  return golden;
 }
 
 }  // namespace lockstep
