@@ -143,7 +143,7 @@ class CheckWriter {
     if (!result_.first_drifted) return;
     const CheckedPoint& point = result_.points[*result_.first_drifted];
     Line("FIRST POINT THAT DRIFTED: " + Name(point.name), Color::kStrong);
-    for (const std::string& reason : point.reasons) Line("   " + Message(reason));
+    for (const std::string& reason : point.reasons) out_ += Wrapped("   ", Message(reason), width_);
     if (point.worst.rows > 0) Line("   worst rows: " + RowsText(point.worst));
     Line(fmt::format("   relative L2 of the point {:.3g} +- {:.2g}; {} of {} the same to the bit", point.relative_l2,
                      point.standard_error, point.identical_blocks, Count(point.blocks, "block")));
@@ -165,8 +165,11 @@ class CheckWriter {
       if (largest == nullptr || share(point) > share(*largest)) largest = &point;
     }
     if (largest == nullptr) return;
-    Line(fmt::format("largest drift within its bound: {} at {}, relative L2 {} of {} allowed", Name(largest->name),
-                     RowsText(largest->worst), ErrorText(largest->worst.relative_l2), ErrorText(*largest->bound)));
+    out_ += Wrapped(
+        "",
+        fmt::format("largest drift within its bound: {} at {}, relative L2 {} of {} allowed", Name(largest->name),
+                    RowsText(largest->worst), ErrorText(largest->worst.relative_l2), ErrorText(*largest->bound)),
+        width_);
   }
 
   void WriteVerdict() {
