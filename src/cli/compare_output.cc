@@ -103,4 +103,10 @@ int Print(const Diagnosis& diagnosis, const std::string& json, bool all) {
   return diagnosis.ExitCode() == 0 ? kSame : kDifferent;
 }
 
+int Print(const CheckResult& result, const std::string& json, bool all) {
+  std::fputs(TextReport(result, TerminalOptions(all)).c_str(), stdout);
+  if (!json.empty()) WriteFile(json, JsonReport(result));
+  return result.ExitCode() == 0 ? kSame : kDifferent;
+}
+
 }  // namespace lockstep::cli

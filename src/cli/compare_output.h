@@ -39,6 +39,7 @@ TextOptions TerminalOptions(bool all);
 // Prints the table on stdout, writes the JSON file if there is to be one. Returns the exit code.
 int Print(const Judged& judged, const ComparisonOptions& options);
 int Print(const Diagnosis& diagnosis, const std::string& json, bool all);
+int Print(const CheckResult& result, const std::string& json, bool all);
 
 // Writes a file whole or not at all. Throws Error.
 void WriteFile(const std::string& path, const std::string& text);

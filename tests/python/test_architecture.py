@@ -19,7 +19,9 @@ MAY_INCLUDE = {
     "inspect": {"base", "trace", "compare"},
     "replay": {"base", "trace", "checkpoint"},
     "diagnose": {"base", "trace", "checkpoint", "replay"},
-    "report": {"base", "trace", "compare", "inspect", "replay", "diagnose"},
+    # A golden is a reference without values: pairing, completeness and the bound of rounding are the comparison's.
+    "golden": {"base", "trace", "compare"},
+    "report": {"base", "trace", "compare", "inspect", "replay", "diagnose", "golden"},
     "capi": set(),
     "cli": set(),
     "bindings": set(),
@@ -45,6 +47,7 @@ PUBLIC = {
     "inspect.h": "inspect",
     "replay.h": "replay",
     "diagnose.h": "diagnose",
+    "golden.h": "golden",
     "report.h": "report",
     "lockstep.h": "capi",
 }
