@@ -73,7 +73,8 @@ Weights::Weights(const std::string& path) {
   file.read(reinterpret_cast<char*>(&length), sizeof(length));
   std::string header(length, ' ');
   file.read(header.data(), static_cast<std::streamsize>(length));
-  for (const auto& [name, entry] : Json::parse(header).items()) {
+  const Json entries = Json::parse(header);
+  for (const auto& [name, entry] : entries.items()) {
     if (name == "__metadata__") continue;
     const uint64_t begin = entry["data_offsets"][0];
     const uint64_t end = entry["data_offsets"][1];
