@@ -52,6 +52,8 @@ Config LoadConfig(const std::string& directory) {
   if (json.value("attention_bias", false)) throw std::runtime_error("config.json: attention_bias is not supported");
   if (json.value("use_sliding_window", false))
     throw std::runtime_error("config.json: sliding windows are not supported");
+  // Wherever it stands: in rope_scaling, or in rope_parameters.
+  if (json.dump().find("\"yarn\"") != std::string::npos) throw std::runtime_error("config.json: YaRN is not supported");
 
   Config config;
   config.hidden = json.at("hidden_size");

@@ -17,13 +17,12 @@ int main(int argc, char** argv) {
     Model model(argv[1]);
     lockstep::TraceInfo info;
     info.producer = "small-engine";
-    const char* path = std::getenv("TRACE");
-    lockstep::Trace trace = path != nullptr ? lockstep::Trace(path, info) : lockstep::Trace();
+    if (const char* path = std::getenv("TRACE")) model.trace = lockstep::Trace(path, info);
 
     std::vector<int32_t> ids;
     for (int i = 3; i < argc; ++i) ids.push_back(std::stoi(argv[i]));
     for (int count = std::stoi(argv[2]); count > 0; --count) {
-      const int32_t next = model.Forward(ids, trace);
+      const int32_t next = model.Forward(ids);
       std::cout << next << (count > 1 ? " " : "\n") << std::flush;
       ids = {next};
     }

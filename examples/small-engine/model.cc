@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <stdexcept>
 
 namespace {
 
@@ -63,37 +64,38 @@ Model::Model(const std::string& directory) : config_(LoadConfig(directory)) {
   }
 }
 
-int32_t Model::Forward(const std::vector<int32_t>& ids, lockstep::Trace& trace) {
+int32_t Model::Forward(const std::vector<int32_t>& ids) {
   const int tokens = static_cast<int>(ids.size());
   std::vector<int32_t> positions(tokens);
   std::iota(positions.begin(), positions.end(), past_);
   const auto phase = past_ == 0 ? lockstep::Phase::kPrefill : lockstep::Phase::kDecode;
-  lockstep::Step step = trace.BeginStep(ids.data(), positions.data(), nullptr, tokens, phase);
+  step_ = trace.BeginStep(ids.data(), positions.data(), nullptr, tokens, phase);
 
   Floats x;  // [tokens, hidden]
   for (const int32_t id : ids) {
+    if (id < 0 || id >= config_.vocab) throw std::runtime_error("no such token: " + std::to_string(id));
     const auto row = embed_.begin() + static_cast<ptrdiff_t>(id) * config_.hidden;
     x.insert(x.end(), row, row + config_.hidden);
   }
-  step.Record("input_embeddings", x.data(), lockstep::DType::kF32, {tokens, config_.hidden});
-  for (int n = 0; n < config_.layers; ++n) RunLayer(layers_[n], n, x, tokens, step);
+  step_.Record("input_embeddings", x.data(), lockstep::DType::kF32, {tokens, config_.hidden});
+  for (int n = 0; n < config_.layers; ++n) RunLayer(layers_[n], n, x, tokens);
   past_ += tokens;
 
   const Floats last(x.end() - config_.hidden, x.end());  // only the last token's logits are needed
   const Floats logits = Linear(RmsNorm(last, norm_, config_.eps), config_.tied ? embed_ : lm_head_, 1);
   const auto next = static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-  step.RecordRows("logits", logits.data(), lockstep::DType::kF32, {1, config_.vocab}, {tokens - 1});
-  step.RecordRows("next_token", &next, lockstep::DType::kI32, {1}, {tokens - 1});
+  step_.RecordRows("logits", logits.data(), lockstep::DType::kF32, {1, config_.vocab}, {tokens - 1});
+  step_.RecordRows("next_token", &next, lockstep::DType::kI32, {1}, {tokens - 1});
+  step_.End();
   return next;
 }
 
-void Model::RunLayer(Layer& layer, int index, Floats& x, int tokens, lockstep::Step& step) {
+void Model::RunLayer(Layer& layer, int index, Floats& x, int tokens) {
   const int heads = config_.heads, kv_heads = config_.kv_heads, d = config_.head_dim;
   const auto record = [&](const char* point, const Floats& y, lockstep::ListView<int64_t> shape) {
     const std::string name = "layer_" + std::to_string(index) + "_" + point;
-    step.Record(name, y.data(), lockstep::DType::kF32, shape);
+    step_.Record(name, y.data(), lockstep::DType::kF32, shape);
   };
-  record("input_hidden_states", x, {tokens, config_.hidden});
 
   const Floats normed = RmsNorm(x, layer.input_norm, config_.eps);
   Floats q = RmsNorm(Linear(normed, layer.q_proj, tokens), layer.q_norm, config_.eps);  // [tokens, heads, head_dim]

@@ -26,10 +26,12 @@ class Model {
   explicit Model(const std::string& directory);
 
   // Runs `ids` behind what was run before, and returns the greedy next token.
-  int32_t Forward(const std::vector<int32_t>& ids, lockstep::Trace& trace);
+  int32_t Forward(const std::vector<int32_t>& ids);
+
+  lockstep::Trace trace;  // switched off unless one is put here
 
  private:
-  void RunLayer(Layer& layer, int index, Floats& x, int tokens, lockstep::Step& step);
+  void RunLayer(Layer& layer, int index, Floats& x, int tokens);
   void Attend(const Layer& layer, const Floats& q, int tokens, Floats& out) const;
   void Rope(Floats& x, int tokens, int heads) const;
 
@@ -39,4 +41,5 @@ class Model {
   Floats norm_;     // [hidden]
   std::vector<Layer> layers_;
   int past_ = 0;  // positions in the cache
+  lockstep::Step step_;
 };
