@@ -1,9 +1,10 @@
 """docs/tutorial.md, as a reader would follow it: its blocks run in order, in a copy of what they need.
 
-- ```sh         runs in one shell, which keeps its directory and variables; it must end with 0, or with N of ```sh exit=N
-- ```diff       is applied to my-engine
-- ```console    is what the block before it printed. A line that holds only … leaves out any text. White space counts as one blank, as
-                the program wraps to the terminal's width. Figures with a point or an exponent may differ, whole numbers may not.
+- ```sh       runs in one shell, which keeps its directory and variables; it must end with 0, or N of ```sh exit=N
+- ```diff     is applied to my-engine
+- ```console  is what the block before it printed. A line that holds only … leaves out any text. White space counts as
+              one blank, as the program wraps to the terminal's width. Figures with a point or an exponent may differ,
+              whole numbers may not.
 
 When the program's words change, the failure shows what it prints now: paste that into the page.
 """
