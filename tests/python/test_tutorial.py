@@ -9,6 +9,7 @@
 When the program's words change, the failure shows what it prints now: paste that into the page.
 """
 
+import json
 import os
 import re
 import shutil
@@ -18,7 +19,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+import torch
+from checkpoints import make_checkpoint
 from programs import LOCKSTEP, ROOT
+from runs import replay
 
 PAGE = ROOT / "docs" / "tutorial.md"
 EXAMPLE = "examples/small-engine"
@@ -76,18 +81,27 @@ def the_workplace(path: Path) -> Path:
     return path
 
 
-def test_every_block_of_the_tutorial(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Block], Path, Path]:
+    """The page's blocks, the directory in which they were run, and where their outputs are."""
     given = list(blocks(PAGE.read_text()))
-    assert [block.kind for block in given].count("console") >= 5
-    place, out = the_workplace(tmp_path / "lockstep"), tmp_path / "out"
+    path = tmp_path_factory.mktemp("tutorial")
+    place, out = the_workplace(path / "lockstep"), path / "out"
     out.mkdir()
-    environment = {key: value for key, value in os.environ.items() if key != "TRACE"} | {
-        "LOCKSTEP_PYTHON": sys.executable
-    }
+    environment = {key: value for key, value in os.environ.items() if key != "TRACE"}
     subprocess.run(
-        ["bash", "-c", script(given, out)], cwd=place, env=environment, stdin=subprocess.DEVNULL, timeout=300
+        ["bash", "-c", script(given, out)],
+        cwd=place,
+        env=environment | {"LOCKSTEP_PYTHON": sys.executable},
+        stdin=subprocess.DEVNULL,
+        timeout=300,
     )
+    return given, place, out
 
+
+def test_every_block_of_the_tutorial(followed: tuple[list[Block], Path, Path]) -> None:
+    given, place, out = followed
+    assert [block.kind for block in given].count("console") >= 5
     printed = ""
     for n, block in enumerate(given):
         where = f"{PAGE.name}, the block at line {block.line}"
@@ -100,6 +114,40 @@ def test_every_block_of_the_tutorial(tmp_path: Path) -> None:
 
     for path in (ROOT / EXAMPLE).iterdir():  # the page has made the example as it is kept
         assert (place / "my-engine" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def run_engine(place: Path, model: Path, trace: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [place / "my-engine" / "build" / "small_engine", model, "3", "1", "2", "3", "4"],
+        env={**os.environ, "TRACE": str(trace)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_engine_is_right_on_other_checkpoints(
+    followed: tuple[list[Block], Path, Path], tmp_path: Path, dtype: torch.dtype
+) -> None:
+    model = make_checkpoint(tmp_path / "model", dtype=dtype, tie_word_embeddings=False)
+    config = json.loads((model / "config.json").read_text())
+    if dtype == torch.float16:  # as transformers 4 wrote it
+        config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+        (model / "config.json").write_text(json.dumps(config))
+    done = run_engine(followed[1], model, tmp_path / "cpp.trace")
+    assert done.returncode == 0, done.stderr
+    code, found = replay(tmp_path / "cpp.trace", tmp_path / "out.json", model=model)
+    assert code == 0 and found["counts"]["clean"] == len(found["points"])
+
+
+def test_the_engine_refuses_what_it_cannot_run(followed: tuple[list[Block], Path, Path], tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    for key, value in (("attention_bias", True), ("use_sliding_window", True), ("rope_scaling", {"type": "yarn"})):
+        (model / "config.json").write_text(json.dumps(config | {key: value}))
+        done = run_engine(followed[1], model, tmp_path / "cpp.trace")
+        assert done.returncode == 2 and "not supported" in done.stderr, key
 
 
 def test_what_a_page_may_leave_open() -> None:
