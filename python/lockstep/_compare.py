@@ -40,7 +40,9 @@ def compare(
     >>> lockstep.compare("py.trace", "cpp.trace", atol=1e-3, points="logits").verdict
     'same'
     """
-    return comparison_of(*_call("compare", _paths(reference), _paths(candidate), _path(model), atol, rtol, points, layers))
+    return comparison_of(
+        *_call("compare", _paths(reference), _paths(candidate), _path(model), atol, rtol, points, layers)
+    )
 
 
 def replay(trace: Path | Sequence[Path], model: Path, *, points: str = "", layers: str = "") -> Replay:

@@ -26,8 +26,8 @@ def build(kind: type[_T], data: Mapping[str, Any]) -> _T:
             values[name] = read(data[key]) if read else _convert(hint, data[key])
         elif not has_default:
             raise LockstepError(
-                f"{kind.__name__}: expected {key!r} in the result, found {', '.join(data)}; are the Python files and the "
-                "compiled part of one version?"
+                f"{kind.__name__}: expected {key!r} in the result, found {', '.join(data)}; are the Python files and "
+                "the compiled part of one version?"
             )
     return kind(**values)
 
@@ -75,6 +75,6 @@ def within_of(items: list[dict[str, Any]]) -> dict[float, float]:
 
 
 def shown(text: str) -> str:
-    """`text` in one line, with control characters, direction marks and the like as \\u{202E}: nothing moves a cursor."""
+    """`text` in one line, with control characters, direction marks and the like as \\u{202E}."""
     invisible = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
     return "".join(f"\\u{{{ord(c):04X}}}" if unicodedata.category(c) in invisible else c for c in text)
