@@ -34,7 +34,7 @@ def compare(
     ('different', 1)
     >>> finding = result.findings[0]
     >>> finding.side, finding.names, finding.cause
-    ('candidate', ('layer_2_attn_q_rope',), 'negated')
+    ('candidate', ('layer_2_attn_q_rope',), 'values-scaled')
     >>> result.first_faulty.name
     'layer_2_attn_q_rope'
     >>> lockstep.compare("py.trace", "cpp.trace", atol=1e-3, points="logits").verdict
