@@ -76,8 +76,8 @@ def capture(
 # --- The model -----------------------------------------------------------------------------------------------------
 
 
-def _find(model: nn.Module) -> tuple[nn.Module, nn.Module | None]:
-    """The Qwen3Model in `model`, and the Qwen3ForCausalLM around it."""
+def _find(model: nn.Module) -> tuple[Any, Any]:
+    """The Qwen3Model in `model`, and the Qwen3ForCausalLM around it, or None."""
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     decoders = [module for module in modules if _is_a(module, "Qwen3Model")]
     if len(decoders) != 1:
@@ -105,7 +105,7 @@ def _selection(points: str | None, layers: str | None) -> Selection:
     )
 
 
-def _describe(decoder: nn.Module, lm_head: nn.Module | None, selection: Selection) -> dict[str, Any]:
+def _describe(decoder: Any, lm_head: Any, selection: Selection) -> dict[str, Any]:
     """What trace.json says of the model. Throws LockstepError where the trace could not hold what is selected."""
     dtype = decoder.embed_tokens.weight.dtype
     if dtype not in _STORAGE:
@@ -122,7 +122,7 @@ def _describe(decoder: nn.Module, lm_head: nn.Module | None, selection: Selectio
             f'points={selection.points!r}: scores and probabilities need attn_implementation="eager", found '
             f'"{attention}", which never has them; load the model with it'
         )
-    absent = [f"*_{name}" for name in _ONLY_EAGER if attention != "eager"] + ([] if lm_head else ["logits"])
+    absent = [f"*_{name}" for name in _ONLY_EAGER if attention != "eager"] + ([] if lm_head is not None else ["logits"])
     return {
         "producer": "transformers",
         "version": transformers_version(),
@@ -135,7 +135,7 @@ def _describe(decoder: nn.Module, lm_head: nn.Module | None, selection: Selectio
     }
 
 
-def _fingerprints(decoder: nn.Module, lm_head: nn.Module | None) -> dict[str, Any]:
+def _fingerprints(decoder: Any, lm_head: Any) -> dict[str, Any]:
     """Of all weights, under the names of the checkpoint."""
     prints = {f"model.{name}": fingerprint(weight.data) for name, weight in decoder.named_parameters()}
     if lm_head is not None:
@@ -173,9 +173,10 @@ class _Recorder:
         self.end()
         call = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
         ids, embeddings, cache = (call.get(name) for name in ("input_ids", "inputs_embeds", "past_key_values"))
-        if ids is None and embeddings is None:
+        shaped = embeddings if ids is None else ids
+        if shaped is None:
             return  # the model says so itself
-        rows, columns = (embeddings if ids is None else ids).shape[:2]
+        rows, columns = shaped.shape[:2]
         past = 0 if cache is None else int(cache.get_seq_length())
         used = _used(call.get("attention_mask"), rows, past + columns)
         positions = _positions(call, rows, columns, past)

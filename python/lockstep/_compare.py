@@ -34,9 +34,9 @@ def compare(
     ('different', 1)
     >>> finding = result.findings[0]
     >>> finding.side, finding.names, finding.cause
-    ('candidate', ('layer_2_attn_q_rope',), 'values-scaled')
+    ('candidate', ('layer_2_mlp_down_proj',), 'values-scaled')
     >>> result.first_faulty.name
-    'layer_2_attn_q_rope'
+    'layer_2_mlp_down_proj'
     >>> lockstep.compare("py.trace", "cpp.trace", atol=1e-3, points="logits").verdict
     'same'
     """
@@ -54,7 +54,7 @@ def replay(trace: Path | Sequence[Path], model: Path, *, points: str = "", layer
     'clean'
     >>> result = lockstep.replay("bad.trace", "models/tiny-qwen3")
     >>> [point.name for point in result.points if point.verdict == "faulty"]
-    ['layer_2_attn_q_rope']
+    ['layer_2_mlp_down_proj']
     """
     return replay_of(*_call("replay", _paths(trace), os.fspath(model), points, layers))
 

@@ -153,9 +153,8 @@ class _Report:
     findings: tuple[Finding, ...]
 
     def __repr__(self) -> str:
-        lines = [f"<{type(self).__name__}: {self._headline()}>"]
         subjects = [f"{f.side}: {f.sentence}" if f.side else f.sentence for f in self.findings]
-        lines += [shown(subject if len(subject) <= 200 else subject[:199] + "…") for subject in subjects[:8]]
+        lines = [shown(text, 200) for text in (f"<{type(self).__name__}: {self._headline()}>", *subjects[:8])]
         more = len(self.findings) - 8
         return "\n  ".join(lines + ([f"and {more} more findings"] if more > 0 else []))
 

@@ -35,4 +35,4 @@ def html_of(headline: str, findings: Sequence[Finding], rows: Sequence[dict[str,
 
 
 def _safe(text: str) -> str:
-    return escape(shown(text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"))
+    return escape(shown(text, _LONGEST))

@@ -21,7 +21,7 @@ def build(kind: type[_T], data: Mapping[str, Any]) -> _T:
     that no field takes are left out; an absent one leaves the field's default. Raises LockstepError where neither is.
     """
     values = {}
-    for name, key, hint, read, has_default in _plan(kind):
+    for name, key, hint, read, has_default in _plan(kind):  # type: ignore[arg-type]
         if key in data:
             values[name] = read(data[key]) if read else _convert(hint, data[key])
         elif not has_default:
@@ -74,7 +74,8 @@ def within_of(items: list[dict[str, Any]]) -> dict[float, float]:
     return {item["rtol"]: float(item["share"]) for item in items}
 
 
-def shown(text: str) -> str:
-    """`text` in one line, with control characters, direction marks and the like as \\u{202E}."""
+def shown(text: str, longest: int) -> str:
+    """`text` in one line of `longest` characters, control characters, direction marks and the like as \\u{202E}."""
+    text = text if len(text) <= longest else text[: longest - 1] + "…"
     invisible = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
     return "".join(f"\\u{{{ord(c):04X}}}" if unicodedata.category(c) in invisible else c for c in text)

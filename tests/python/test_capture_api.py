@@ -140,7 +140,8 @@ def test_an_exception_leaves_a_trace_that_says_so(model, tmp_path):
     assert trace.sequences() == [LONG] and "KeyError" in trace.meta["errors"][0]
 
 
-def test_a_call_that_fails_is_noted(model, tmp_path):
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_call_that_fails_is_noted(model, tmp_path, goes_on):
     def fail(*_):
         raise KeyError("in the model")
 
@@ -149,7 +150,8 @@ def test_a_call_that_fails_is_noted(model, tmp_path):
         with pytest.raises(KeyError):
             model(torch.tensor([LONG]))
         handle.remove()
-        model(torch.tensor([LONG]))
+        if goes_on:
+            model(torch.tensor([LONG]))
     assert lockstep.load(tmp_path / "t").meta["errors"] == ["step 0: the forward call did not come to its end"]
 
 

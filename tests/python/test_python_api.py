@@ -20,7 +20,8 @@ from runs import run_engine, run_reference
 from transformers import Qwen3ForCausalLM
 
 EXAMPLES = {"lockstep": lockstep, "torch": torch, "Qwen3ForCausalLM": Qwen3ForCausalLM}
-FAULT = "layer_2_attn_q_rope"
+FAULT = "layer_2_mlp_down_proj"
+QUERIES = "layer_2_attn_q_rope"
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +95,14 @@ def test_a_comparison_is_typed():
     result = lockstep.compare("py.trace", Path("bad.trace"), model=TINY)
     assert (result.verdict, result.exit_code) == (result.data["verdict"], result.data["exit_code"]) == ("different", 1)
     assert json.loads(result.to_json()) == result.data
-    assert "VERDICT: FAULTY" in result.text
+    assert "\nVERDICT: " in result.text and FAULT in result.text
     (finding,) = result.findings
-    assert (finding.side, finding.point, finding.layers, finding.names) == ("candidate", "attn_q_rope", (2,), (FAULT,))
+    assert (finding.side, finding.point, finding.layers, finding.names) == (
+        "candidate",
+        "mlp_down_proj",
+        (2,),
+        (FAULT,),
+    )
     assert finding.error > finding.clean > finding.explained > 0
     assert finding.sentence in repr(result)
     assert (result.first_faulty.name, result.first_faulty.side) == (FAULT, "candidate")
@@ -104,7 +110,7 @@ def test_a_comparison_is_typed():
     assert by_name[FAULT].candidate_op is not None and by_name[FAULT].candidate_op.verdict == "faulty"
     assert by_name[FAULT].reference_op.verdict == "clean"
     assert by_name[FAULT].layer == 2 and by_name["logits"].layer is None
-    assert by_name[FAULT].worst.element.head is not None and by_name["logits"].worst.element.head is None
+    assert by_name[QUERIES].worst.element.head is not None and by_name["logits"].worst.element.head is None
     assert len(result.tokens.rows) == 7 and len(result.tokens.rows[0].reference.top_ids) == 5
     with pytest.raises(AttributeError):
         result.verdict = "same"
@@ -155,7 +161,7 @@ def test_bad_input_is_told_apart_from_a_difference():
         lockstep.compare("py.trace", "missing")
     with pytest.raises(lockstep.LockstepError, match="py.trace"):
         lockstep.replay("py.trace", "py.trace")
-    assert lockstep.compare("py.trace", "bad.trace", layers="0").verdict == "same"
+    assert lockstep.compare("py.trace", "bad.trace", points="attn_*", layers="0").verdict == "same"
     assert lockstep.compare("py.trace", "cpp.trace", atol=0.0, rtol=0.0).verdict == "different"
     assert lockstep.replay(["cpp.trace"], TINY, points="logits").points[0].name == "logits"
 
@@ -173,11 +179,11 @@ def test_views_copy_nothing():
     import mmap
 
     trace = lockstep.load("bad.trace")  # one step
-    tensor = trace.steps[0].tensors[FAULT]
+    tensor = trace.steps[0].tensors[QUERIES]
     assert isinstance(base_of(tensor.numpy()), mmap.mmap)
-    assert isinstance(base_of(trace[FAULT]), mmap.mmap)
+    assert isinstance(base_of(trace[QUERIES]), mmap.mmap)
     with pytest.raises(ValueError, match="read-only"):
-        trace[FAULT][...] = 0
+        trace[QUERIES][...] = 0
     private = tensor.torch()
     private.zero_()
     assert tensor.numpy().any()
@@ -198,11 +204,11 @@ def test_16_bit_views(tmp_path):
 
 def test_rows_of_all_steps_are_joined():
     trace = lockstep.load("py.trace")
-    rows = trace.rows(FAULT)
-    assert len(trace.steps) == 3 and trace[FAULT].shape == (7, 6, 48)
-    assert [tuple(key) for key in trace.index(FAULT).tolist()] == list(rows)
-    assert all(np.array_equal(a, b) for a, b in zip(trace[FAULT], rows.values(), strict=True))
-    assert FAULT in trace and "nothing" not in trace and "next_token" not in trace.points
+    rows = trace.rows(QUERIES)
+    assert len(trace.steps) == 3 and trace[QUERIES].shape == (7, 6, 48)
+    assert [tuple(key) for key in trace.index(QUERIES).tolist()] == list(rows)
+    assert all(np.array_equal(a, b) for a, b in zip(trace[QUERIES], rows.values(), strict=True))
+    assert QUERIES in trace and "nothing" not in trace and "next_token" not in trace.points
     with pytest.raises(lockstep.LockstepError, match="no tensor 'nothing'"):
         trace["nothing"]
 
