@@ -154,7 +154,7 @@ class _Report:
 
     def __repr__(self) -> str:
         subjects = [f"{f.side}: {f.sentence}" if f.side else f.sentence for f in self.findings]
-        lines = [shown(text, 200) for text in (f"<{type(self).__name__}: {self._headline()}>", *subjects[:8])]
+        lines = [shown(text, 400) for text in (f"<{type(self).__name__}: {self._headline()}>", *subjects[:8])]
         more = len(self.findings) - 8
         return "\n  ".join(lines + ([f"and {more} more findings"] if more > 0 else []))
 
