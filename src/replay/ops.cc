@@ -305,8 +305,10 @@ Block SwiGlu(const Block& gate, const Block& up, const OpCall& call, const Arith
       // 1 + erf or 1 + tanh cancels where x is far below 0: an absolute error.
       const bool cancels = params.activation == Activation::kGelu || params.activation == Activation::kGeluTanh;
       const double cancelled = cancels ? Square(2 * x[c] * a) : 0;
-      double variance =
-          storage.Rounding(value) + Square(factor) * (storage.Rounding(act.value) + exponential + cancelled);
+      // In F32 e^-x overflows from -88.7 on: x / (1 + e^-x) is 0 there in a correct engine, too.
+      const double overflowed = x[c] < -88 ? Square(act.value) : 0;
+      double variance = storage.Rounding(value) +
+                        Square(factor) * (storage.Rounding(act.value) + exponential + cancelled + overflowed);
       if (x_variance) variance += Square(factor * act.slope) * x_variance[c];
       if (u_variance) variance += (params.multiply ? Square(act.value) : params.add ? 1 : 0) * u_variance[c];
       y.Row(r)[c] = value;
