@@ -221,7 +221,7 @@ def test_the_keys_are_those_of_the_documentation(tmp_path):
     assert set(result["points"][0]) == {
         *("name", "layer", "point", "op", "verdict", "why", "from", "bridged", "arithmetic", "rows"),
         *("rows_not_observable", "rows_inherited", "elements", "worst_row", "worst_head", "whole", "max", "scale"),
-        *("non_finite", "first_non_finite"),
+        *("limits", "non_finite", "first_non_finite"),
     }
     assert set(result["findings"][0]) == {
         *("points", "point", "layers", "op", "cause", "text", "advice", "error", "clean", "explained", "also", "next"),
