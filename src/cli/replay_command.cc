@@ -23,7 +23,7 @@ void AddReplay(CLI::App& app, int& exit_code) {
   command->add_option("--json", options->json, "Write everything that was found to this file");
   command->add_flag("--all", options->all, "Show every point, also of layers where all is well");
   command->callback([options, &exit_code] {
-    const ReplayOptions replay{options->points, options->layers, ProgressOf("replay")};
+    const ReplayOptions replay{.points = options->points, .layers = options->layers, .progress = ProgressOf("replay")};
     exit_code = Print(Diagnose(options->traces, options->model, replay), options->json, options->all);
   });
 }
