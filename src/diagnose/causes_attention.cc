@@ -46,13 +46,7 @@ void AddScales(const Case& fault, std::vector<Hypothesis>* out) {
       if (value < least) least = value, best = from + step * i;
     }
   }
-  constexpr double kGolden = 0.6180339887498949;
-  double a = best - 0.1, b = best + 0.1;
-  for (int i = 0; i < 30; ++i) {
-    const double c = b - kGolden * (b - a), e = a + kGolden * (b - a);
-    left(c) < left(e) ? b = e : a = c;
-  }
-  const double fitted = std::exp((a + b) / 2);
+  const double fitted = std::exp(Minimum(best - 0.1, best + 0.1, left));
   add(fitted, "scales by " + Number(fitted, 4) + " instead of " + Number(right, 4), 1);
 }
 
@@ -86,7 +80,7 @@ void AddLastKeys(const Case& fault, std::vector<Hypothesis>* out) {
           }},
          out);
   int64_t first = std::numeric_limits<int64_t>::max();
-  const std::vector<char> affected = AffectedCells(fault.errors);
+  const std::vector<char>& affected = fault.affected;
   for (size_t r = 0; r < fault.errors.tokens.size(); ++r) {
     const auto cells = affected.begin() + static_cast<ptrdiff_t>(r) * fault.errors.cells;
     if (std::find(cells, cells + fault.errors.cells, 1) != cells + fault.errors.cells) {
