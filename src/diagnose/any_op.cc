@@ -98,7 +98,8 @@ void ProposeClamped(const Evidence& evidence, std::vector<Hypothesis>* out) {
 
 // c tanh(y / c): what is left of the sample falls towards the right c from both sides.
 void ProposeSoftCap(const Evidence& evidence, const Sample& sample, std::vector<Hypothesis>* out) {
-  constexpr size_t kRows = 4;  // of a fit
+  constexpr size_t kRows = 4;     // of a fit
+  constexpr double kBends = 2.5;  // the largest value must lose 5 %
   double largest = 0;
   for (const int64_t i : evidence.affected()) {
     for (int64_t c = 0; c < evidence.width(); ++c) {
@@ -106,7 +107,7 @@ void ProposeSoftCap(const Evidence& evidence, const Sample& sample, std::vector<
       largest = std::max(largest, std::abs(evidence.Expected(i)[c]));
     }
   }
-  if (largest == 0) return;
+  if (largest == 0 || evidence.everything()) return;
   const auto left = [&](double log) {
     const double cap = std::exp(log);
     double sum = 0;
@@ -126,6 +127,7 @@ void ProposeSoftCap(const Evidence& evidence, const Sample& sample, std::vector<
     if (left(log) < left(best)) best = log;
   }
   const double fitted = std::exp(Minimum(best - 0.2, best + 0.2, left));
+  if (fitted > kBends * largest) return;  // a scale, if anything
   const DType storage = evidence.storage();
   for (int digits = 1; digits <= 7; ++digits) {
     const double cap = std::strtod(Number(fitted, digits).c_str(), nullptr);
