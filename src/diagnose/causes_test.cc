@@ -157,7 +157,7 @@ TEST_F(RopeTest, Interleaved) { EXPECT_EQ(Cause({.interleaved = true}), "rope-in
 
 TEST_F(RopeTest, ThetaIsMeasured) {
   EXPECT_EQ(Cause({.theta = 123400}), "rope-theta");
-  EXPECT_EQ(text_, "theta 1.234e+05 instead of 1000000");
+  EXPECT_EQ(text_, "theta 123400 instead of 1000000");
 }
 
 TEST_F(RopeTest, PositionsAreMeasured) {
