@@ -280,7 +280,7 @@ def test_debug_judges_every_op(tmp_path):
     assert done.returncode == 0, done.stderr
     sides = json.loads((tmp_path / "r.json").read_text())["replay"]
     assert all(len(names(sides[side], "clean")) == TABLE for side in ("reference", "candidate"))
-    assert f"replay     candidate: {TABLE} ops, {TABLE} clean" in done.stdout
+    assert f"candidate: {TABLE} ops, {TABLE} clean\n" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr and "replay of" not in done.stderr  # no progress in a pipe
 
     done = lockstep(*options, "--skip-python", "--live")
