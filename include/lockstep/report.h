@@ -64,8 +64,8 @@ std::string MarkdownReport(const Diagnosis& diagnosis);
 // Usual fix: …"
 std::string FindingSentence(const Finding& finding);
 
-// Names and messages come from traces and are not trusted: control characters (C0, DEL, C1), direction overrides and
-// bytes that are no UTF-8 become \xNN or \u{NNNN}, so that nothing moves a terminal's cursor.
+// Names and messages come from traces and are not trusted: control characters (C0, DEL, C1), direction overrides, other
+// invisible characters and bytes that are no UTF-8 become \xNN or \u{NNNN}, so that nothing moves a terminal's cursor.
 std::string Escaped(std::string_view text);
 
 }  // namespace lockstep

@@ -23,7 +23,7 @@ struct Case {
   std::string skipped = {};             // why it was not judged
 };
 
-// XML 1.0 knows neither control characters nor U+FFFE and U+FFFF, not even escaped.
+// Control characters and noncharacters, which XML 1.0 does not know even as references, are replaced by Escaped().
 std::string Xml(std::string_view text) {
   std::string out;
   for (std::string_view rest = text; !rest.empty();) {
@@ -36,8 +36,6 @@ std::string Xml(std::string_view text) {
       case '<': out += "&lt;"; break;
       case '>': out += "&gt;"; break;
       case '"': out += "&quot;"; break;
-      case 0xFFFE:
-      case 0xFFFF: out += fmt::format("\\u{{{:x}}}", character.code); break;
       default: out += Escaped(here);
     }
   }

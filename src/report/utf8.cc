@@ -11,15 +11,20 @@
 namespace lockstep {
 namespace {
 
-bool IsControl(uint32_t code) {
-  const bool direction = code == 0x061C || (code >= 0x200B && code <= 0x200F) || (code >= 0x2028 && code <= 0x202E) ||
-                         (code >= 0x2060 && code <= 0x206F) || code == 0xFEFF;
-  return code < 0x20 || (code >= 0x7F && code < 0xA0) || direction;
-}
-
 struct Range {
   uint32_t first, last;
 };
+bool IsIn(const auto& ranges, uint32_t code) {
+  return std::any_of(std::begin(ranges), std::end(ranges),
+                     [code](const Range& range) { return code >= range.first && code <= range.last; });
+}
+
+// C0, DEL and C1; marks of direction and what else is invisible; noncharacters.
+constexpr Range kHidden[] = {{0, 0x1F},        {0x7F, 0x9F},     {0xAD, 0xAD},     {0x061C, 0x061C},
+                             {0x180E, 0x180E}, {0x200B, 0x200F}, {0x2028, 0x202E}, {0x2060, 0x206F},
+                             {0xFDD0, 0xFDEF}, {0xFEFF, 0xFEFF}, {0xFFF9, 0xFFFB}, {0xE0000, 0xE0FFF}};
+bool IsControl(uint32_t code) { return IsIn(kHidden, code) || (code & 0xFFFE) == 0xFFFE; }
+
 // East_Asian_Width W and F in generous blocks, and every emoji, whatever its presentation.
 constexpr Range kWide[] = {{0x1100, 0x115F},   {0x231A, 0x231B},   {0x2329, 0x232A},   {0x23E9, 0x23FA},
                            {0x25FD, 0x27BF},   {0x2B00, 0x2BFF},   {0x2E80, 0x303F},   {0x3041, 0xA4CF},
@@ -49,11 +54,7 @@ Decoded Decode(std::string_view text) {
   return {code, bytes};
 }
 
-size_t CharacterWidth(uint32_t code) {
-  const bool wide = std::any_of(std::begin(kWide), std::end(kWide),
-                                [code](const Range& range) { return code >= range.first && code <= range.last; });
-  return wide ? 2 : 1;
-}
+size_t CharacterWidth(uint32_t code) { return IsIn(kWide, code) ? 2 : 1; }
 
 std::string Escaped(std::string_view text) {
   std::string out;
