@@ -309,6 +309,29 @@ TEST(GoldenTest, Exports) {
   ExpectGolden("replay-clean.md", MarkdownReport(diagnosis));
 }
 
+// Four bytes a column is the worst that a name can do.
+TEST(MarkdownTest, StaysBelow60KB) {
+  std::string name;
+  for (int i = 0; i < 2000; ++i) name += "\U00010300";
+  Judged judged = MakeHostile();
+  judged.compare.reference.traces = judged.compare.candidate.traces = std::vector<std::string>(50, name);
+  judged.compare.failures.assign(1000, {FailureKind::kMissing, Side::kCandidate, name, name});
+  judged.compare.weights.assign(1000, {name, name});
+  PointResult point = judged.compare.points[0];
+  point.name = name;
+  judged.compare.points.assign(1000, point);
+  Diagnosis diagnosis;
+  Finding finding;
+  finding.point = name;
+  finding.cause = {name, name, name, 1};
+  diagnosis.findings.assign(1000, finding);
+  diagnosis.replay.weights.assign(1000, {name, name});
+  judged.reference = judged.candidate = diagnosis;
+  const std::string text = MarkdownReport(judged);
+  EXPECT_LT(text.size(), 60000u);
+  EXPECT_NE(text.find("… and 99"), std::string::npos);
+}
+
 TEST(GoldenTest, NanAndInf) {
   Judged judged;
   judged.compare = MakeClean(DType::kF32).compare;

@@ -16,6 +16,7 @@ namespace lockstep {
 namespace {
 
 constexpr size_t kMostFindings = 12, kMostRows = 15;
+constexpr size_t kMostBytes = 5000;  // of a table, less its last row; there are at most seven
 
 // A code span that neither ends early nor breaks a table.
 std::string Code(const std::string& text, size_t width) {
@@ -43,10 +44,11 @@ std::string Table(const std::string& title, const std::string& head, const List&
   out += "\n";
   size_t shown = 0;
   for (const auto& item : list) {
-    if (shown++ == most) break;
+    if (shown == most || out.size() > kMostBytes) break;
     out += to_row(item) + "\n";
+    ++shown;
   }
-  if (list.size() > most) out += fmt::format("\n… and {} more\n", list.size() - most);
+  if (list.size() > shown) out += fmt::format("\n… and {} more\n", list.size() - shown);
   return out;
 }
 
