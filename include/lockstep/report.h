@@ -61,13 +61,23 @@ std::string JsonReport(const TraceListing& listing);
 std::string JsonReport(const std::vector<TensorLook>& looks);
 std::string JsonReport(const CheckResult& result);
 
+// JUnit's XML: a test case a point; what makes the run different is a failure, what was not judged is skipped. Valid
+// whatever the names hold.
+std::string JunitReport(const Judged& judged);
+std::string JunitReport(const Diagnosis& diagnosis);
+
+// A page for the summary of a CI run, below 60 KB: verdict, findings, worst points, tokens. Nothing from a trace can
+// become markup in it.
+std::string MarkdownReport(const Judged& judged);
+std::string MarkdownReport(const Diagnosis& diagnosis);
+
 // One line, escaped: "layer 0..27 attn_q_rope: op error 3.1e+04 noise units (clean: < 4), exact at position 0, grows
 // with position -> rotates interleaved pairs instead of halves (explains it: 0.9; next best, theta 10000: 2.2e+04).
 // Usual fix: …"
 std::string FindingSentence(const Finding& finding);
 
-// Names and messages come from traces and are not trusted: control characters (C0, DEL, C1), direction overrides and
-// bytes that are no UTF-8 become \xNN or \u{NNNN}, so that nothing moves a terminal's cursor.
+// Names and messages come from traces and are not trusted: control characters (C0, DEL, C1), direction overrides, other
+// invisible characters and bytes that are no UTF-8 become \xNN or \u{NNNN}, so that nothing moves a terminal's cursor.
 std::string Escaped(std::string_view text);
 
 }  // namespace lockstep
