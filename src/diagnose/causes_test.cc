@@ -334,6 +334,21 @@ TEST_F(AttentionTest, WindowIsMeasured) {
   EXPECT_EQ(text_, "sees only the last 11 keys");
 }
 
+TEST_F(AttentionTest, SlotIsMeasured) {
+  const Values q = Random(kTokens * kHeads * kDim), k = Random(kTokens * kKvHeads * kDim);
+  const Values v = Random(kTokens * kKvHeads * kDim);
+  Values stale_k = k, stale_v = v;
+  const int64_t width = kKvHeads * kDim;
+  for (Values* rows : {&stale_k, &stale_v}) std::copy_n(rows->begin() + 9 * width, width, rows->begin() + 4 * width);
+  EXPECT_EQ(CauseOf({{"layer_0_attn_q_rope", q},
+                     {"layer_0_attn_k_rope", k},
+                     {"layer_0_attn_v_proj_raw", v},
+                     {"layer_0_attn_context", Attended(q, stale_k, stale_v, {})}},
+                    kTokens),
+            "attention-stale-cache");
+  EXPECT_EQ(text_, "reads the keys and values of position 9 at position 4, too");
+}
+
 TEST_F(AttentionTest, PenaltyByDistanceStaysUnexplained) { EXPECT_EQ(Cause({.slope = 0.1}), "unexplained"); }
 
 // --- Residual ---
