@@ -163,7 +163,7 @@ std::optional<Angles> Measure(const Case& fault) {
 }
 
 // The frequency of a pair from its angles: refined from near positions to far ones, where the angle has gone round. NaN
-// where the angles do not lie on a line.
+// where the angles do not lie on a line, or are too few to tell: any turn at one or two positions is some frequency's.
 double FrequencyOf(const Angles& angles, int64_t pair, double first_guess) {
   std::map<int32_t, std::complex<double>> at;
   for (size_t t = 0; t < angles.tokens.size(); ++t) {
@@ -183,7 +183,8 @@ double FrequencyOf(const Angles& angles, int64_t pair, double first_guess) {
     }
     if (squares > 0 && worst < best_error) best = frequency, best_error = worst;
   };
-  if (at.empty()) return NAN;
+  constexpr size_t kLeast = 3;  // positions but 0
+  if (at.size() - at.count(0) < kLeast) return NAN;
   try_from(first_guess);
   const int32_t least = at.begin()->first == 0 && at.size() > 1 ? std::next(at.begin())->first : at.begin()->first;
   if (least == 1) try_from(0);
