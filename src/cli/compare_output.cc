@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "cli/command.h"
+#include "cli/html_options.h"
 #include "lockstep/error.h"
 
 namespace lockstep::cli {
@@ -45,6 +46,7 @@ void ComparisonOptions::AddTo(CLI::App& command) {
       ->check(CLI::NonNegativeNumber);
   command.add_option("--rtol", rtol, "Your own relative tolerance")->check(CLI::NonNegativeNumber);
   command.add_option("--json", json, "Write everything that was found to this file");
+  command.add_option("--html", html, "Write a page to look at it: one file, opens in any browser");
   command.add_flag("--all", all, "Show every point, also of layers where all is well");
 }
 
@@ -68,6 +70,7 @@ CompareOptions OptionsOf(const ComparisonOptions& options) {
   compare.points = options.points;
   compare.layers = options.layers;
   for (const std::string& pair : options.pairs) compare.pairs.push_back(ParsePair(pair));
+  compare.details = !options.html.empty();
   compare.progress = ProgressOf("compare");
   return compare;
 }
@@ -77,6 +80,7 @@ Diagnosis DiagnoseSide(Side side, const std::vector<std::string>& traces, const 
   return Diagnose(traces, model,
                   {.points = options.points,
                    .layers = options.layers,
+                   .details = !options.html.empty(),
                    .progress = ProgressOf("replay of the " + std::string(SideName(side)))});
 }
 
@@ -91,15 +95,26 @@ std::function<void(size_t, size_t)> ProgressOf(std::string what) {
   };
 }
 
-int Print(const Judged& judged, const ComparisonOptions& options) {
+namespace {
+
+void WritePage(const std::string& path, const std::string& page) {
+  WriteFile(path, page);
+  std::printf("report: %s\n", Escaped(path).c_str());
+}
+
+}  // namespace
+
+int Print(const Judged& judged, const ComparisonOptions& options, const std::string& model) {
   std::fputs(TextReport(judged, TerminalOptions(options.all)).c_str(), stdout);
   if (!options.json.empty()) WriteFile(options.json, JsonReport(judged));
+  if (!options.html.empty()) WritePage(options.html, HtmlReport(judged, PageOptions(model)));
   return judged.ExitCode() == 0 ? kSame : kDifferent;
 }
 
-int Print(const Diagnosis& diagnosis, const std::string& json, bool all) {
+int Print(const Diagnosis& diagnosis, const std::string& json, const std::string& html, bool all) {
   std::fputs(TextReport(diagnosis, TerminalOptions(all)).c_str(), stdout);
   if (!json.empty()) WriteFile(json, JsonReport(diagnosis));
+  if (!html.empty()) WritePage(html, HtmlReport(diagnosis, PageOptions("")));
   return diagnosis.ExitCode() == 0 ? kSame : kDifferent;
 }
 

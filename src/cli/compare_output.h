@@ -16,7 +16,7 @@ struct ComparisonOptions {
   std::optional<double> atol, rtol;
   std::string points, layers;
   std::vector<std::string> pairs;  // "0:1"
-  std::string json;                // file, or empty
+  std::string json, html;          // files, or empty
   bool all = false;
 
   // Without --points and --layers, which `debug` shares with the capture.
@@ -33,9 +33,10 @@ CompareOptions OptionsOf(const ComparisonOptions& options);
 // Shown on a terminal only: "compare: 3 of 93 points".
 std::function<void(size_t done, size_t total)> ProgressOf(std::string what);
 
-// Prints the table on stdout, writes the JSON file if there is to be one. Returns the exit code.
-int Print(const Judged& judged, const ComparisonOptions& options);
-int Print(const Diagnosis& diagnosis, const std::string& json, bool all);
+// Prints the table on stdout, writes the JSON file and the page if there are to be any. model: its tokenizer tells the
+// texts of tokens; may be empty. Returns the exit code.
+int Print(const Judged& judged, const ComparisonOptions& options, const std::string& model);
+int Print(const Diagnosis& diagnosis, const std::string& json, const std::string& html, bool all);
 
 // Writes a file whole or not at all. Throws Error.
 void WriteFile(const std::string& path, const std::string& text);

@@ -9,7 +9,7 @@ namespace lockstep::cli {
 void AddReplay(CLI::App& app, int& exit_code) {
   struct Options {
     std::vector<std::string> traces;
-    std::string model, points, layers, json;
+    std::string model, points, layers, json, html;
     bool all = false;
   };
   auto options = std::make_shared<Options>();
@@ -21,10 +21,14 @@ void AddReplay(CLI::App& app, int& exit_code) {
   command->add_option("--points", options->points, "Judge only these points: attn_*,logits");
   command->add_option("--layers", options->layers, "Judge only these layers: 0,2-4");
   command->add_option("--json", options->json, "Write everything that was found to this file");
+  command->add_option("--html", options->html, "Write a page to look at it: one file, opens in any browser");
   command->add_flag("--all", options->all, "Show every point, also of layers where all is well");
   command->callback([options, &exit_code] {
-    const ReplayOptions replay{options->points, options->layers, ProgressOf("replay")};
-    exit_code = Print(Diagnose(options->traces, options->model, replay), options->json, options->all);
+    const ReplayOptions replay{.points = options->points,
+                               .layers = options->layers,
+                               .details = !options->html.empty(),
+                               .progress = ProgressOf("replay")};
+    exit_code = Print(Diagnose(options->traces, options->model, replay), options->json, options->html, options->all);
   });
 }
 
