@@ -34,6 +34,12 @@ struct ReplayOptions {
 enum class OpVerdict : uint8_t { kClean, kSuspect, kFaulty, kNotObservable };
 std::string_view OpVerdictName(OpVerdict verdict);  // "clean", "suspect", "faulty", "not-observable"
 
+// What makes a point faulty when its figure of that name is above (worst_row, worst_head, max, |scale|); without heads,
+// `head` is that of a block of channels.
+struct NoiseLimits {
+  double row = 0, head = 0, max = 0, scale = 0;
+};
+
 // The error of one op alone, in noise units: (captured - recomputed) / sigma, sigma the standard deviation that
 // rounding gives that element.
 struct LocalError {
@@ -68,6 +74,7 @@ struct LocalError {
   // NaN or infinite where the recomputed value is not.
   int64_t non_finite = 0;
   std::optional<Place> first_non_finite;
+  NoiseLimits limits;                         // that it was judged by
   std::shared_ptr<const LocalDetail> detail;  // null unless asked for
 };
 

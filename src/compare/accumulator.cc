@@ -7,6 +7,7 @@
 
 #include "base/convert.h"
 #include "base/fingerprint.h"
+#include "compare/detail.h"
 
 namespace lockstep {
 namespace {
@@ -31,9 +32,9 @@ SideStats Stats(const SideTotals& side, DType dtype) {
   return stats;
 }
 
-bool SameNonFinite(float a, float b) { return (std::isnan(a) && std::isnan(b)) || a == b; }
-
 }  // namespace
+
+bool SameNonFinite(float a, float b) { return (std::isnan(a) && std::isnan(b)) || a == b; }
 
 bool IsBefore(const Place& a, const Place& b) {
   return std::tie(a.sequence, a.position, a.head, a.channel) < std::tie(b.sequence, b.position, b.head, b.channel);
@@ -151,9 +152,11 @@ void RowMeter::Begin(int32_t sequence, int32_t position) {
   token_ = {};
   hash_a_ = hash_b_ = 0;
   zero_a_ = zero_b_ = true;
+  if (map_) map_->Begin({sequence, position});
 }
 
 void RowMeter::End() {
+  if (map_) map_->End();
   totals_.products.Add(token_);
   totals_.worst_token.Raise(token_.RelativeL2(), row_);
   totals_.min_token_cosine.Lower(token_.Cosine(), row_);
@@ -169,6 +172,7 @@ Place RowMeter::At(const Chunk& chunk, size_t i) const {
 // A segment may be longer than a chunk: heads stay whole where they fit.
 void RowMeter::Add(const Segment& segment) {
   if (segment.count == 0) return;
+  if (map_) map_->Add(segment);
   const size_t part = segment.part == 0 ? segment.count : segment.part;
   const size_t step = part > kChunk ? kChunk : std::min(kChunk / part, kMaxParts) * part;
   for (size_t begin = 0; begin < segment.count;) {
@@ -187,6 +191,7 @@ void RowMeter::Add(const Segment& segment) {
 }
 
 void RowMeter::MaskMismatch(int head, int channel) {
+  if (map_) map_->MaskMismatch(head);
   Place place = row_;
   place.head = head;
   place.channel = channel;

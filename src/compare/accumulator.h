@@ -13,6 +13,8 @@
 
 namespace lockstep {
 
+class MapMeter;
+
 struct SideTotals {
   int64_t count = 0;  // of finite values
   double sum = 0;
@@ -27,6 +29,9 @@ struct SideTotals {
 
 // In order of sequence, position, head and channel.
 bool IsBefore(const Place& a, const Place& b);
+
+// Of values that are not both finite: NaNs, or the same infinity.
+bool SameNonFinite(float a, float b);
 
 // An extreme and where it is: the first place of equals, whatever the order in which they come.
 struct Extreme {
@@ -75,7 +80,9 @@ struct Segment {
 class RowMeter {
  public:
   // limits: kNumTolerances, or kNumLimits with the user's.
-  RowMeter(Totals* totals, std::span<const Limit> limits) : totals_(*totals), limits_(limits) {}
+  // map: shown the same rows; null: not wanted.
+  RowMeter(Totals* totals, std::span<const Limit> limits, MapMeter* map = nullptr)
+      : totals_(*totals), limits_(limits), map_(map) {}
 
   void Begin(int32_t sequence, int32_t position);
   // REQUIRES: segment.count is a multiple of segment.part, unless that is 0.
@@ -111,6 +118,7 @@ class RowMeter {
   const Kernels& kernels_ = BestKernels();
   Totals& totals_;
   std::span<const Limit> limits_;
+  MapMeter* map_;
   Place row_;
   Products token_;
   uint64_t hash_a_ = 0, hash_b_ = 0;

@@ -29,6 +29,16 @@ Overlap Compare(const SequenceTokens& a, const SequenceTokens& b) {
   return overlap;
 }
 
+// Positions that both have, with what either side knows of the token.
+std::vector<std::pair<int32_t, int32_t>> CommonIds(const SequenceTokens& a, const SequenceTokens& b) {
+  std::vector<std::pair<int32_t, int32_t>> ids;
+  for (const auto& [position, id] : a) {
+    const auto other = b.find(position);
+    if (other != b.end()) ids.emplace_back(position, id >= 0 ? id : other->second);
+  }
+  return ids;
+}
+
 std::string Ends(const SequenceTokens& tokens) {
   return std::to_string(tokens.size()) + " tokens, positions " + std::to_string(tokens.begin()->first) + " to " +
          std::to_string(tokens.rbegin()->first);
@@ -97,7 +107,7 @@ class Pairing {
   }
 
   void Take(Left::iterator ref, Left::iterator cand, size_t common) {
-    pairs_.push_back({*ref, *cand, common});
+    pairs_.push_back({*ref, *cand, common, CommonIds(reference_.sequences.at(*ref), candidate_.sequences.at(*cand))});
     left_reference_.erase(ref);
     left_candidate_.erase(cand);
   }

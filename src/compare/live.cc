@@ -10,6 +10,7 @@
 #include "base/safetensors.h"
 #include "compare/classify.h"
 #include "compare/config.h"
+#include "compare/detail.h"
 #include "compare/logits.h"
 #include "compare/shapes.h"
 #include "compare/views.h"
@@ -91,6 +92,7 @@ struct LiveComparison::Impl {
   LivePoint& PointOf(const std::string& point, const Piece& piece);
   std::vector<JoinedRow> Join(const TraceTensor& tensor, const std::vector<int32_t>& kept, LivePoint* point) const;
   bool Compare(const TraceTensor& tensor, const std::vector<int32_t>& kept, const std::vector<int64_t>& strides);
+  static void KeepWindow(const PointPass& pass, MeasuredPoint* sums);
   bool Differs(const TraceTensor& tensor, const LivePoint& point, const Totals& totals) const;
   void KeepNextTokens(TraceTensor* tensor, const std::vector<int32_t>& kept);
 
@@ -208,19 +210,32 @@ bool LiveComparison::Impl::Compare(const TraceTensor& tensor, const std::vector<
 
   const std::vector<JoinedRow> joined = Join(tensor, kept, &point);
   Totals totals;
-  const std::vector<RowDigest> found =
-      MeasureRows({&point.reference.pieces, &pieces, joined, point.kind, user}, &totals);
+  PointPass pass = {&point.reference.pieces, &pieces, joined, point.kind, user};
+  if (options.details && !sums.detail) {
+    sums.detail = std::make_shared<DetailSums>(KeysOf(point.reference.rows), point.shape, point.kind);
+  }
+  pass.detail = sums.detail.get();
+  pass.phases = {&steps.back().phase, 1};
+  const std::vector<RowDigest> found = MeasureRows(pass, &totals);
   size_t at = 0;
   for (size_t i = 0; i < joined.size(); ++i) {
     while (kept[at] != joined[i].candidate.row) ++at;
     digests[at] = found[i];
   }
   if (!joined.empty()) sums.totals.Merge(totals);
+  if (sums.detail) KeepWindow(pass, &sums);
   if (tensor.name == PointName(Point::kLogits)) {
     const std::vector<TokenRow> rows = MeasureLogits(point.reference.pieces, pieces, joined);
     sums.tokens.insert(sums.tokens.end(), rows.begin(), rows.end());
   }
   return !joined.empty() && Differs(tensor, point, totals);
+}
+
+// The values are gone when the next tensor comes: the window is read whenever the worst element is one of these.
+void LiveComparison::Impl::KeepWindow(const PointPass& pass, MeasuredPoint* sums) {
+  const auto place = WindowPlace(sums->totals);
+  ValueWindow window = place ? ReadWindow(pass, *place) : ValueWindow();
+  if (!window.positions.empty()) sums->detail->window = std::move(window);
 }
 
 bool LiveComparison::Impl::Differs(const TraceTensor& tensor, const LivePoint& point, const Totals& totals) const {

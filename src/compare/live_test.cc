@@ -120,6 +120,27 @@ class LiveTest : public testing::Test {
     return live.Finish();
   }
 
+  // The same figures; of the values around the worst those of its step.
+  static void CheckDetail(const PointResult& live, const PointResult& from_disk) {
+    ASSERT_TRUE(live.detail && from_disk.detail);
+    const ErrorMap &a = live.detail->map, &b = from_disk.detail->map;
+    EXPECT_EQ(a.values, b.values);
+    EXPECT_EQ(a.bands.size(), b.bands.size());
+    EXPECT_EQ(live.detail->relative_l2.prefill, from_disk.detail->relative_l2.prefill);
+    const ValueWindow& window = live.detail->window;
+    EXPECT_THAT(from_disk.detail->window.positions, testing::IsSupersetOf(window.positions));
+    EXPECT_EQ(window.channels, from_disk.detail->window.channels);
+    size_t found = 0;
+    for (size_t i = 0; i < window.candidate.size(); ++i) {
+      if (window.positions[i / window.channels.size()] != live.worst.position) continue;
+      if (window.channels[i % window.channels.size()] != live.worst.channel) continue;
+      ++found;
+      EXPECT_EQ(window.candidate[i], static_cast<float>(live.worst_candidate));
+      EXPECT_EQ(window.reference[i], static_cast<float>(live.worst_reference));
+    }
+    EXPECT_EQ(found, 1u);
+  }
+
   // Both ways give the same report, to the last digit.
   CompareResult Check(const Steps& reference, const Steps& candidate, double noise, size_t stride = kWidth + 32,
                       const CompareOptions& options = {}) {
@@ -129,8 +150,13 @@ class LiveTest : public testing::Test {
     Write(Path("ref"), reference, 0);
     stale_layer_ = stale, missing_layer_ = missing, nan_position_ = nan_position, rows_ = rows;
     Write(Path("cand"), candidate, noise, stride);
-    const CompareResult from_disk = Compare({Path("ref")}, {Path("cand")}, options);
-    CompareResult live = Live(candidate, noise, stride, options);
+    CompareOptions with_details = options;
+    with_details.details = true;
+    const CompareResult from_disk = Compare({Path("ref")}, {Path("cand")}, with_details);
+    CompareResult live = Live(candidate, noise, stride, with_details);
+    for (size_t i = 0; i < std::min(live.points.size(), from_disk.points.size()); ++i) {
+      CheckDetail(live.points[i], from_disk.points[i]);
+    }
     EXPECT_EQ(JsonReport(live), JsonReport(from_disk));
     EXPECT_EQ(TextReport(live), TextReport(from_disk));
     return live;

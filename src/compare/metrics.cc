@@ -9,6 +9,7 @@
 
 #include "base/convert.h"
 #include "base/parallel.h"
+#include "compare/detail.h"
 
 namespace lockstep {
 namespace {
@@ -169,7 +170,9 @@ std::vector<RowDigest> MeasureRows(const PointPass& pass, Totals* totals) {
   std::vector<RowDigest> digests(pass.rows.size());
   const auto measure = [&](const Block& block, Totals* sums) {
     Scratch scratch;
-    RowMeter meter(sums, used);
+    std::optional<MapMeter> map;
+    if (pass.detail) map.emplace(&pass.detail->map);
+    RowMeter meter(sums, used, map ? &*map : nullptr);
     for (size_t i = block.begin; i < block.end; ++i) {
       const JoinedRow& joined = pass.rows[i];
       meter.Begin(joined.sequence, joined.position);
@@ -195,6 +198,7 @@ std::vector<RowDigest> MeasureRows(const PointPass& pass, Totals* totals) {
       if (piece != of_piece) totals->Merge(std::exchange(piece_totals, {}));
       of_piece = piece;
       piece_totals.Merge(sums[i]);
+      if (pass.detail) pass.detail->AddPhase(pass.phases[static_cast<size_t>(piece)], sums[i].products);
     }
   }
   totals->Merge(piece_totals);

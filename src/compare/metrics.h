@@ -13,6 +13,8 @@
 
 namespace lockstep {
 
+struct DetailSums;
+
 struct RowAt {
   int32_t piece = -1;
   int32_t row = -1;
@@ -40,6 +42,8 @@ struct PointPass {
   std::span<const JoinedRow> rows;
   RowKind kind = RowKind::kPlain;
   std::optional<Limit> user;
+  DetailSums* detail = nullptr;   // null: not wanted
+  std::span<const Phase> phases;  // by the candidate's piece; only read for `detail`
 };
 
 // Of one joined row.

@@ -11,6 +11,7 @@
 #include "compare/classify.h"
 #include "compare/completeness.h"
 #include "compare/config.h"
+#include "compare/detail.h"
 #include "compare/growth.h"
 #include "compare/identities.h"
 #include "compare/logits.h"
@@ -250,7 +251,9 @@ class Comparison {
         const RowAt at = joined[i].candidate;
         keep(i, (*point.candidate.digests)[static_cast<size_t>(at.piece)][static_cast<size_t>(at.row)]);
       }
-      Fill(measured_->at(name).totals, result);
+      const MeasuredPoint& measured = measured_->at(name);
+      Fill(measured.totals, result);
+      if (measured.detail) result->detail = measured.detail->Finish();
       return hashes;
     }
     // In the order in which the candidate wrote the rows, as a live comparison does.
@@ -258,11 +261,30 @@ class Comparison {
     std::vector<JoinedRow> rows;
     for (size_t i : order) rows.push_back(joined[i]);
     Totals totals;
-    const std::vector<RowDigest> digests =
-        MeasureRows({&point.reference.pieces, &point.candidate.pieces, rows, point.kind, user_}, &totals);
+    PointPass pass = {&point.reference.pieces, &point.candidate.pieces, rows, point.kind, user_};
+    const std::vector<Phase> phases = Phases(point.candidate);
+    std::optional<DetailSums> detail;
+    if (options_.details) {
+      pass.detail = &detail.emplace(KeysOf(rows), point.row_shape, point.kind);
+      pass.phases = phases;
+    }
+    const std::vector<RowDigest> digests = MeasureRows(pass, &totals);
     for (size_t i = 0; i < order.size(); ++i) keep(order[i], digests[i]);
     Fill(totals, result);
+    if (detail) {
+      if (const auto place = WindowPlace(totals)) detail->window = ReadWindow(pass, *place);
+      result->detail = detail->Finish();
+    }
     return hashes;
+  }
+
+  // Of the candidate's steps, by piece.
+  std::vector<Phase> Phases(const PointRows& candidate) const {
+    std::vector<Phase> phases;
+    for (const StepTensors& where : candidate.where) {
+      phases.push_back(candidate_.runs[where.run].Tokens(where.step).phase);
+    }
+    return phases;
   }
 
   void CompareLogits(const std::string& name, const Collected& point, const PointResult& result) {

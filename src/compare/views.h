@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -16,6 +17,7 @@ struct MeasuredPoint {
   Totals totals;
   std::vector<std::vector<RowDigest>> digests;  // by piece and row of the candidate
   std::vector<TokenRow> tokens;                 // of logits
+  std::shared_ptr<DetailSums> detail;           // null: not wanted
 };
 using MeasuredPoints = std::map<std::string, MeasuredPoint>;  // by name
 

@@ -4,42 +4,24 @@
 #include <cmath>
 
 #include "base/parallel.h"
+#include "replay/detail.h"
 #include "replay/noise.h"
 
 namespace lockstep {
 namespace {
 
-// What the errors of some elements add up to.
-struct Sums {
-  double squares = 0;
-  double peak = 0;
-  int64_t count = 0;
-  int64_t peak_at = -1;  // element of the row
-
-  double Rms() const { return count > 0 ? std::sqrt(squares / static_cast<double>(count)) : 0; }
-  void Add(double error, int64_t at) {
-    squares += Square(error);
-    ++count;
-    if (std::abs(error) > peak || peak_at < 0) peak = std::abs(error), peak_at = at;
-  }
-  void Add(const Sums& other) {
-    squares += other.squares;
-    count += other.count;
-    if (other.peak > peak || peak_at < 0) peak = other.peak, peak_at = other.peak_at;
-  }
-};
-
 struct RowSums {
-  Sums all;
-  std::vector<Sums> cells;
+  ErrorSums all;
+  std::vector<ErrorSums> cells;
   double weighted = 0, weights = 0;  // sum of captured * expected / variance, of expected^2 / variance
   int64_t non_finite = 0;
   int64_t first_non_finite = -1;
   bool inherited = false;
 };
 
+// histogram: null: not wanted.
 RowSums SumRow(const double* captured, const double* expected, const double* variance, int64_t width, int64_t cells,
-               int64_t cell_width) {
+               int64_t cell_width, ErrorHistogram* histogram) {
   RowSums out;
   out.cells.resize(static_cast<size_t>(cells));
   for (int64_t c = 0; c < width; ++c) {
@@ -51,6 +33,7 @@ RowSums SumRow(const double* captured, const double* expected, const double* var
     }
     const double error = masked ? INFINITY : NoiseUnits(captured[c], expected[c], variance[c]);
     out.cells[static_cast<size_t>(c / cell_width)].Add(error, c);
+    if (histogram) Count(std::isinf(error) && captured[c] < expected[c] ? -INFINITY : error, histogram);
     if (!std::isfinite(captured[c])) {
       ++out.non_finite;
       if (out.first_non_finite < 0) out.first_non_finite = c;
@@ -59,7 +42,7 @@ RowSums SumRow(const double* captured, const double* expected, const double* var
       out.weights += Square(expected[c]) / variance[c];
     }
   }
-  for (const Sums& cell : out.cells) out.all.Add(cell);
+  for (const ErrorSums& cell : out.cells) out.all.Add(cell);
   return out;
 }
 
@@ -140,10 +123,15 @@ class Judgement {
 
   PointErrors& out_;
   const int64_t cell_width_;
-  Sums all_;
+  ErrorSums all_;
   double worst_cell_ = 0;
   double weighted_ = 0, weights_ = 0;
 };
+
+Phase PhaseOf(Evaluator& evaluator, const TokenAt& token) {
+  const Run& run = evaluator.captures().runs().runs[static_cast<size_t>(token.run)];
+  return run.Tokens(static_cast<size_t>(token.step)).phase;
+}
 
 }  // namespace
 
@@ -169,7 +157,7 @@ Limits LimitsOf(Op op, const Arithmetic& arithmetic, bool bridged) {
           2 * limits.max_suspect, 2 * limits.max_faulty, 16 * limits.scale_suspect, 16 * limits.scale_faulty};
 }
 
-PointErrors Judge(Evaluator& evaluator, const OpCall& call, const std::vector<TokenAt>* tokens) {
+PointErrors Judge(Evaluator& evaluator, const OpCall& call, const std::vector<TokenAt>* tokens, LocalDetail* detail) {
   PointErrors out;
   out.call = call;
   out.arithmetic = evaluator.ArithmeticOf(call.point);
@@ -178,6 +166,7 @@ PointErrors Judge(Evaluator& evaluator, const OpCall& call, const std::vector<To
   const int64_t block = evaluator.RowsPerBlock(call.point);
   std::set<std::string> from;
   std::optional<Judgement> judgement;
+  std::optional<LocalDetailMeter> meter;
   for (size_t begin = 0; begin < all.size();) {
     std::vector<TokenAt> part;
     for (size_t i = begin; i < all.size() && static_cast<int64_t>(part.size()) < block; ++i) {
@@ -193,12 +182,14 @@ PointErrors Judge(Evaluator& evaluator, const OpCall& call, const std::vector<To
     const int64_t cell_width = call.heads > 0 ? width / call.heads : std::min(width, kCellWidth);
     out.cells = CeilDiv(width, cell_width);
     if (!judgement) judgement.emplace(&out, cell_width);
+    if (detail && !meter) meter.emplace(all, call.heads, out.cells, cell_width);
     std::vector<RowSums> rows(part.size());
+    std::vector<ErrorHistogram> histograms(detail ? part.size() : 0);
     ParallelFor(static_cast<int64_t>(part.size()), [&](int64_t r) {
       const auto at = static_cast<size_t>(r);
       if (!seen.observable[at] || !expected.observable[at]) return;
-      rows[at] =
-          SumRow(seen.block.Row(r), expected.block.Row(r), expected.block.Variance(r), width, out.cells, cell_width);
+      rows[at] = SumRow(seen.block.Row(r), expected.block.Row(r), expected.block.Variance(r), width, out.cells,
+                        cell_width, detail ? &histograms[at] : nullptr);
     });
     for (size_t r = 0; r < part.size(); ++r) {
       if (!seen.observable[r] || !expected.observable[r]) {
@@ -210,9 +201,15 @@ PointErrors Judge(Evaluator& evaluator, const OpCall& call, const std::vector<To
       }
       const auto at = static_cast<int64_t>(r);
       judgement->Add(part[r], rows[r], seen.block.Row(at), expected.block.Row(at));
+      if (!detail || rows[r].all.count == 0) continue;
+      Merge(histograms[r], &detail->histogram);
+      meter->Add(part[r], PhaseOf(evaluator, part[r]), rows[r].cells);
     }
   }
   if (judgement) judgement->Finish();
+  if (meter) meter->Finish(detail);
+  const Limits limits = out.limits();
+  out.summary.limits = {limits.row_faulty, limits.cell_faulty, limits.max_faulty, limits.scale_faulty};
   out.summary.from.assign(from.begin(), from.end());
   out.summary.arithmetic = out.arithmetic;
   return out;

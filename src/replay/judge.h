@@ -44,7 +44,9 @@ struct PointErrors {
 };
 
 // All rows that were captured of the call's point, or only those of `tokens` where given, against what it gives.
-PointErrors Judge(Evaluator& evaluator, const OpCall& call, const std::vector<TokenAt>* tokens = nullptr);
+// detail: filled, if it is wanted.
+PointErrors Judge(Evaluator& evaluator, const OpCall& call, const std::vector<TokenAt>* tokens = nullptr,
+                  LocalDetail* detail = nullptr);
 
 // The error of one element in noise units; infinite where only `captured` is not finite. variance 0 means exact: then
 // every difference is beyond all limits.

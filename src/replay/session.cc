@@ -93,12 +93,14 @@ void ReplaySession::InferOperands() {
   fit(Point::kAttnContext, &Arithmetic::cache, "the dtype of the cache is not declared; its values");
 }
 
-void ReplaySession::JudgePoint(const PointAt& point, const std::function<void(PointErrors&)>& faulty,
+void ReplaySession::JudgePoint(const PointAt& point, bool details, const std::function<void(PointErrors&)>& faulty,
                                ReplayResult* result) {
   const CapturedPoint& captured = captures_->Of(point);
   const OpCall call = evaluator_->CallOf(point);
-  PointErrors errors = Judge(*evaluator_, call);
+  const auto detail = details ? std::make_shared<LocalDetail>() : nullptr;
+  PointErrors errors = Judge(*evaluator_, call, nullptr, detail.get());
   LocalError& summary = errors.summary;
+  summary.detail = detail;
   summary.name = point.Name();
   summary.layer = point.layer;
   summary.point = SpecOf(point.id).name;
@@ -166,7 +168,7 @@ ReplayResult ReplaySession::Run(const ReplayOptions& options, const std::functio
       layer = points[i].layer;
       ReleaseLayer(layer - 2);
     }
-    JudgePoint(points[i], faulty, &result);
+    JudgePoint(points[i], options.details, faulty, &result);
     if (options.progress) options.progress(i + 1, points.size());
   }
   for (size_t i = 0; i < result.points.size(); ++i) {

@@ -29,7 +29,8 @@ class ReplaySession {
   void InferOperands();
   // Gives the pages of its captures and weights back: they are not needed again.
   void ReleaseLayer(int layer);
-  void JudgePoint(const PointAt& point, const std::function<void(PointErrors&)>& faulty, ReplayResult* result);
+  void JudgePoint(const PointAt& point, bool details, const std::function<void(PointErrors&)>& faulty,
+                  ReplayResult* result);
 
   std::vector<std::string> paths_;
   std::string model_path_;

@@ -25,12 +25,13 @@ function fill(node, properties, children) {
     if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
     else node.setAttribute(key, value === true ? "" : shown(value));
   }
-  for (const child of children.flat()) {
+  for (const child of children.flat(Infinity)) {
     if (child === null || child === undefined || child === false) continue;
     node.append(child instanceof Node ? child : document.createTextNode(shown(child)));
   }
   return node;
 }
+const parts = (...children) => children.flat(Infinity).filter((child) => child);
 const el = (tag, properties, ...children) => fill(document.createElement(tag), properties, children);
 const svg = (tag, properties, ...children) =>
   fill(document.createElementNS("http://www.w3.org/2000/svg", tag), properties, children);
@@ -91,6 +92,7 @@ const inkOn = (rgb) => (0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] > 140 ?
 // Where a value stands between low and high, on a logarithmic scale.
 const along = (v, scale) => Math.log(v / scale.low) / Math.log(scale.high / scale.low);
 
+// From `least`, or the power of ten below the smallest, to at least `most`.
 function scaleOf(values, least, most) {
   let low = Infinity;
   let high = 0;
@@ -99,9 +101,8 @@ function scaleOf(values, least, most) {
     low = Math.min(low, v);
     high = Math.max(high, v);
   }
-  if (high === 0) return { low: least, high: most };
-  low = Math.min(least, 10 ** Math.floor(Math.log10(low)));
-  return { low, high: Math.max(most, 10 ** Math.ceil(Math.log10(high) - 1e-9)) };
+  if (high === 0) return { low: least ?? most / 1e6, high: most };
+  return { low: least ?? 10 ** Math.floor(Math.log10(low) + 1e-9), high: Math.max(most, 10 ** Math.ceil(Math.log10(high) - 1e-9)) };
 }
 
 const power = (v) => {

@@ -113,10 +113,10 @@ function focusCell(cell) {
 
 const inspector = el("aside", { id: "inspector", "aria-label": "Figures of the point", "aria-live": "polite" });
 function inspect(point) {
-  inspector.replaceChildren(el("h3", { class: "name", title: point.name }, shortened(point.name)), el("p", { class: "badges" }, badgesOf(point)),
+  inspector.replaceChildren(...parts(el("h3", { class: "name", title: point.name }, shortened(point.name)), el("p", { class: "badges" }, badgesOf(point)),
     point === firstFault && el("p", { class: "firstnote" }, "⚑ the first fault"), figuresOf(point),
     ...findingsOf(point).slice(0, 1).map((finding) => el("p", { class: "why" }, causeOf(finding))),
-    el("p", { class: "quiet hint" }, "Click or Enter opens the tensor; arrows move."));
+    el("p", { class: "quiet hint" }, "Click or Enter opens the tensor; arrows move.")));
 }
 function badgesOf(point) {
   return [point.compared && badge(point.compared.bit_identical ? "equal to the bit" : point.compared.class),

@@ -47,7 +47,7 @@ const MEASURES = [
 ].filter((measure) => points.some((point) => point[measure.id === "difference" ? "compared" : measure.id]));
 for (const measure of MEASURES) {
   const values = points.map(measure.of);
-  measure.scale = measure.id === "difference" ? scaleOf(values, 1e-8, 1e-1) : scaleOf(values, 1e-1, 1e3);
+  measure.scale = measure.id === "difference" ? scaleOf(values, null, 1) : scaleOf(values, 1, 1e4);
   const limits = measure.id === "difference" ? [] : findings.filter((f) => f.side === measure.id).map((f) => value(f.clean));
   measure.marks = limits.length ? [[Math.min(...limits), `clean < ${noise(Math.min(...limits))}`]] : [];
 }
