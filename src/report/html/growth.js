@@ -66,10 +66,10 @@ function localChart(side) {
       if (v !== null && !Number.isNaN(v)) largest[label] = Math.max(largest[label] ?? 0, v);
     }
   }
-  const limits = findings.filter((finding) => finding.side === side).map((finding) => value(finding.clean));
+  const limits = cleanLimits(side);
   return lineChart(`Own error of the ops${compares ? `, ${side}` : ""}`, "noise units, the worst op of each layer",
     Object.keys(series).map((label) => ({ label, points: [...layers].filter(([, one]) => one[label] !== undefined).map(([layer, one]) => [layer, one[label]]) })),
-    limits.length ? Math.min(...limits) : 4);
+    limits.length ? Math.min(...limits) : 0);
 }
 
 function growthSection() {

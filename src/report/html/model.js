@@ -35,6 +35,11 @@ const fails = (point) => Boolean(point.compared?.fails) || isFaulty(point.refere
 const firstFault = points.find(fails) ?? null;
 const findingsOf = (point) => findings.filter((finding) => finding.points.includes(point.name));
 
+// Of worst rows, the strictest of all points; without details what the findings say.
+function cleanLimits(side) {
+  const limits = points.map((point) => point.details[side]?.limits?.row).filter((limit) => limit > 0);
+  return limits.length ? limits : findings.filter((finding) => finding.side === side).map((finding) => value(finding.clean));
+}
 const localError = (local) => (local?.worst_row ? value(local.worst_row.error) : null);
 // What the switch of the map chooses between; `of` is null where nothing is known.
 const MEASURES = [
@@ -48,7 +53,7 @@ const MEASURES = [
 for (const measure of MEASURES) {
   const values = points.map(measure.of);
   measure.scale = measure.id === "difference" ? scaleOf(values, null, 1) : scaleOf(values, 1, 1e4);
-  const limits = measure.id === "difference" ? [] : findings.filter((f) => f.side === measure.id).map((f) => value(f.clean));
+  const limits = measure.id === "difference" ? [] : cleanLimits(measure.id);
   measure.marks = limits.length ? [[Math.min(...limits), `clean < ${noise(Math.min(...limits))}`]] : [];
 }
 

@@ -92,9 +92,14 @@ Json HistogramJson(const ErrorHistogram& histogram) {
           {"above", histogram.above}};
 }
 
+Json LimitsJson(const NoiseLimits& limits) {
+  return {{"row", limits.row}, {"head", limits.head}, {"max", limits.max}, {"scale", limits.scale}};
+}
+
 Json DetailJson(const LocalError& point, const Maps& maps) {
   if (!point.detail) return nullptr;
-  return {{"map", maps.JsonOf(point.name, point.detail->map)},
+  return {{"limits", LimitsJson(point.limits)},
+          {"map", maps.JsonOf(point.name, point.detail->map)},
           {"histogram", HistogramJson(point.detail->histogram)},
           {"phases", PhasesJson(point.detail->whole)}};
 }

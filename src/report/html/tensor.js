@@ -83,7 +83,7 @@ function errorMap(map, measure) {
 
 // ---- signed errors, beside what rounding alone would give
 
-function histogram(one, label) {
+function histogram(one, label, limit) {
   const counts = one.counts, half = (counts.length * one.width) / 2;
   const total = counts.reduce((sum, n) => sum + n, one.below + one.above);
   if (!total) return el("p", { class: "quiet" }, `${label}: nothing was judged.`);
@@ -104,8 +104,10 @@ function histogram(one, label) {
         svg("title", {}, `${num(i * one.width - half)} to ${num((i + 1) * one.width - half)}: ${n}`))),
       [-8, -4, 0, 4, 8].filter((u) => Math.abs(u) < half).map((u) => svg("text", { x: x(u), y: height - bottom + 14, "text-anchor": "middle" }, u)),
       svg("text", { x: (left + width - right) / 2, y: height - 3, "text-anchor": "middle" }, "error in noise units"),
+      limit < half && [-limit, limit].map((v) => svg("path", { class: "limit", d: `M${x(v)} ${top}V${height - bottom}` })),
       curve.length > 1 && svg("path", { class: "curve", d: `M${curve.join("L")}` })),
     el("ul", { class: "key" }, el("li", {}, el("span", { class: "barkey" }), "counted"), el("li", {}, el("span", { class: "curvekey" }), "normal curve: rounding alone"),
+      limit > 0 && el("li", {}, limit < half && el("span", { class: "limitkey" }), `single values are clean to ±${noise(limit)}`),
       one.below + one.above > 0 && el("li", {}, el("b", {}, one.below), ` further left, `, el("b", {}, one.above), " further right")));
 }
 
@@ -154,15 +156,17 @@ function statisticFacts(c) {
     ["NaN", (s) => s.nan_count], ["infinite", (s) => s.inf_count], ["first NaN", (s) => s.first_nan && place(s.first_nan)], ["first infinite", (s) => s.first_inf && place(s.first_inf)]];
   return facts(rows.map(([key, get]) => [key, get(c.reference), get(c.candidate)]), ["", "Reference", "Candidate"]);
 }
-function localFacts(local, phases) {
+function localFacts(local, detail) {
+  const { phases, limits } = detail ?? {};
+  const limit = (key, format = noise) => (limits?.[key] > 0 ? el("span", { class: "quiet" }, ` (clean below ${format(limits[key])})`) : null);
   return facts([
     ["verdict", [badge(local.verdict), local.why && ` ${local.why}`]], ["op", local.op],
     ["recomputed from", local.from.join(", ") + (local.bridged ? " (through points that were not captured)" : "")],
-    local.worst_row && ["worst row", [figure(local.worst_row.error, noise), ` at ${place(local.worst_row)}`]],
-    local.worst_head && ["worst head", [figure(local.worst_head.error, noise), ` at ${place(local.worst_head)}`]],
+    local.worst_row && ["worst row", [figure(local.worst_row.error, noise), limit("row"), ` at ${place(local.worst_row)}`]],
+    local.worst_head && ["worst head", [figure(local.worst_head.error, noise), limit("head"), ` at ${place(local.worst_head)}`]],
     local.whole !== null && ["whole tensor", figure(local.whole, noise)],
-    local.max && ["largest value", [figure(local.max.error, noise), ` at ${place(local.max)}: captured ${num(local.max.captured)}, recomputed ${num(local.max.recomputed)}`]],
-    local.scale && ["scale", [figure(local.scale.value), " ± ", figure(local.scale.standard_error)]],
+    local.max && ["largest value", [figure(local.max.error, noise), limit("max"), ` at ${place(local.max)}: captured ${num(local.max.captured)}, recomputed ${num(local.max.recomputed)}`]],
+    local.scale && ["scale", [figure(local.scale.value), " ± ", figure(local.scale.standard_error), limit("scale", num)]],
     phases && ["by phase", [["prefill ", phases.prefill], [", decode ", phases.decode]].filter(([, v]) => v !== "NaN").flatMap(([label, v]) => [label, figure(v, noise)])],
     local.non_finite > 0 && ["not finite", `${local.non_finite}, first at ${place(local.first_non_finite)}`],
     ["rows judged", `${local.rows}${local.rows_inherited ? `, ${local.rows_inherited} with inputs that are not finite` : ""}${local.rows_not_observable ? `, ${local.rows_not_observable} not observable` : ""}`],
@@ -209,12 +213,12 @@ function tensorParts(point) {
   return [
     el("div", { class: "panel wide" }, inWords(point)),
     el("div", { class: "panel" }, el("h3", {}, "Where the errors are"), mapTabs(point)),
-    histograms.length > 0 ? el("div", { class: "panel" }, el("h3", {}, "How large they are"), histograms.map(([side, one]) => histogram(one, compares ? side : "errors"))) : null,
+    histograms.length > 0 ? el("div", { class: "panel" }, el("h3", {}, "How large they are"), histograms.map(([side, one]) => histogram(one, compares ? side : "errors", point.details[side].limits?.max))) : null,
     c && el("div", { class: "panel wide" }, el("h3", {}, "Values around the worst element"), window ? windowTable(window, c.worst.element) : el("p", { class: "quiet" }, c.bit_identical ? "Equal to the bit." : "No values: this report was made from results without details.")),
     c && el("div", { class: "panel" }, el("h3", {}, "Difference"), metricFacts(c)),
     c && el("div", { class: "panel" }, el("h3", {}, "Statistics of both sides"), statisticFacts(c),
       point.details.compared && el("div", {}, el("h3", {}, "Relative L2 by phase"), facts(["prefill", "decode"].map((phase) => [phase, point.details.compared.phases[phase] === "NaN" ? null : figure(point.details.compared.phases[phase])])))),
-    SIDES.toReversed().filter((side) => point[side]).map((side) => el("div", { class: "panel" }, el("h3", {}, compares ? `The op itself, ${side}` : "The op itself"), localFacts(point[side], point.details[side]?.phases))),
+    SIDES.toReversed().filter((side) => point[side]).map((side) => el("div", { class: "panel" }, el("h3", {}, compares ? `The op itself, ${side}` : "The op itself"), localFacts(point[side], point.details[side]))),
   ].flat().filter((part) => part && part.hasChildNodes());
 }
 
