@@ -126,14 +126,16 @@ function legend(scale, unit, marks = []) {
   const width = 260;
   const steps = 52;
   const x = (v) => 10 + (width - 20) * Math.min(1, Math.max(0, along(v, scale)));
+  // The unit keeps out of the way of the marks.
+  const left = marks.some(([v]) => v > scale.low && along(v, scale) < 0.5);
   const bar = Array.from({ length: steps }, (_, i) =>
     svg("rect", { x: 10 + (i * (width - 20)) / steps, y: 14, width: (width - 20) / steps + 0.5, height: 9,
       fill: css(ramp((i + 0.5) / steps)) }));
   return svg("svg", { class: "legend", viewBox: `0 0 ${width} 40`, width, height: 40, role: "img",
     "aria-label": `Colour scale, ${unit}, from ${num(scale.low)} to ${num(scale.high)}` },
-    svg("text", { x: 10, y: 9 }, unit), bar,
-    decades(scale, 5).map((v) => svg("text", { x: x(v), y: 36, "text-anchor": "middle" }, power(v))),
+    svg("text", { x: left ? width - 10 : 10, y: 9, "text-anchor": left ? "end" : "start" }, unit), bar,
+    decades(scale, 5).map((v) => svg("text", { x: x(v), y: 36, "text-anchor": x(v) < 20 ? "start" : x(v) > width - 20 ? "end" : "middle" }, power(v))),
     marks.filter(([v]) => v > scale.low && v < scale.high).map(([v, label]) => [
       svg("path", { d: `M${x(v)} 11v15`, class: "mark" }),
-      svg("text", { x: x(v), y: 9, "text-anchor": "middle", class: "strong" }, label)]));
+      svg("text", { x: Math.max(x(v), 4), y: 9, "text-anchor": x(v) < 50 ? "start" : x(v) > width - 50 ? "end" : "middle", class: "strong" }, label)]));
 }

@@ -31,7 +31,7 @@ function errorMap(map, measure) {
   const canvas = el("canvas", { class: "heat", tabindex: "0", role: "img",
     "aria-label": `Errors of ${count(rows, "row")} of tokens by ${count(columns, "column")}; arrows move and read the figures` });
   const readout = el("output", { class: "readout", "aria-live": "polite" });
-  const cellWidth = Math.max(4, Math.min(40, Math.floor(560 / columns))), cellHeight = Math.max(3, Math.min(18, Math.floor(300 / rows)));
+  const cellWidth = Math.max(4, Math.min(60, Math.floor(540 / columns))), cellHeight = Math.max(3, Math.min(18, Math.floor(300 / rows)));
   const density = Math.max(1, Math.round(window.devicePixelRatio || 1));
   canvas.width = columns * cellWidth * density;
   canvas.height = rows * cellHeight * density;

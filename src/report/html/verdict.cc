@@ -13,11 +13,11 @@ namespace {
 
 std::string Name(const std::string& name) { return Shortened(Escaped(name), 64); }
 
-// "layers 0..4, attn_q_rope"
+// "attn_q_rope of layers 0–4"
 std::string SubjectOf(const Finding& finding) {
   if (finding.layers.empty()) return Name(finding.point);
   return fmt::format("{} of layer{} {}", Name(finding.point), finding.layers.size() == 1 ? "" : "s",
-                     LayersText(finding.layers, ".."));
+                     LayersText(finding.layers, "–"));
 }
 
 // The finding whose op runs first says where it breaks; `who` is "candidate", or empty.

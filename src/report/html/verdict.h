@@ -7,7 +7,7 @@
 
 namespace lockstep {
 
-// One sentence, escaped: "The candidate's attn_q_rope (layers 0..4) rotates interleaved pairs instead of halves."
+// One sentence, escaped: "attn_q_rope of layers 0–4 of the candidate rotates interleaved pairs instead of halves."
 std::string VerdictSentence(const Judged& judged);
 std::string VerdictSentence(const Diagnosis& diagnosis);
 
