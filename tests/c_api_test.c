@@ -396,20 +396,35 @@ static void TestCompare(const char* scratch) {
   lockstep_model_free(model);
   EXPECT(calls == 1);
 
-  EXPECT(lockstep_compare(same_a.text, same_b.text, -1, -1, NULL) == LOCKSTEP_OK);
-  EXPECT(lockstep_compare(same_a.text, same_b.text, 0, 0, &json) == LOCKSTEP_OK);
+  EXPECT(lockstep_compare(same_a.text, same_b.text, -1, -1, NULL, NULL) == LOCKSTEP_OK);
+  EXPECT(lockstep_compare(same_a.text, same_b.text, 0, 0, NULL, &json) == LOCKSTEP_OK);
   EXPECT(json != NULL && json[0] == '{' && strstr(json, "layer_2_attn_q_rope") != NULL);
   lockstep_string_free(json);
   json = NULL;
-  EXPECT(lockstep_compare(same_a.text, negated.text, -1, -1, &json) == LOCKSTEP_DIFFERENT);
+  EXPECT(lockstep_compare(same_a.text, negated.text, -1, -1, NULL, &json) == LOCKSTEP_DIFFERENT);
   EXPECT(json != NULL && strstr(json, "layer_2_attn_q_rope") != NULL);
   lockstep_string_free(json);
 
   json = (char*)scratch;
-  EXPECT_ERROR(lockstep_compare(same_a.text, none.text, -1, -1, &json), "none.trace");
+  EXPECT_ERROR(lockstep_compare(same_a.text, none.text, -1, -1, NULL, &json), "none.trace");
   EXPECT(json == NULL); /* nothing to free */
-  EXPECT_ERROR(lockstep_compare(NULL, same_a.text, -1, -1, NULL), "NULL");
-  EXPECT_ERROR(lockstep_compare(same_a.text, NULL, -1, -1, NULL), "NULL");
+  /* With the checkpoint, it also says which side is wrong. */
+  EXPECT(lockstep_compare(same_a.text, negated.text, -1, -1, model_dir, &json) == LOCKSTEP_DIFFERENT);
+  EXPECT(json != NULL && strstr(json, "\"first_faulty\": \"layer_2_attn_q_rope\"") != NULL);
+  lockstep_string_free(json);
+  EXPECT(lockstep_compare(same_a.text, same_b.text, -1, -1, model_dir, NULL) == LOCKSTEP_OK);
+  EXPECT(lockstep_replay(same_a.text, model_dir, NULL) == LOCKSTEP_OK);
+  EXPECT(lockstep_replay(negated.text, model_dir, &json) == LOCKSTEP_DIFFERENT);
+  EXPECT(json != NULL && strstr(json, "lockstep-replay/1") != NULL);
+  lockstep_string_free(json);
+  json = (char*)scratch;
+  EXPECT_ERROR(lockstep_replay(same_a.text, none.text, &json), "none.trace");
+  EXPECT(json == NULL);
+  EXPECT_ERROR(lockstep_replay(NULL, model_dir, NULL), "NULL");
+  EXPECT_ERROR(lockstep_replay(same_a.text, NULL, NULL), "NULL");
+  EXPECT_ERROR(lockstep_compare(same_a.text, same_b.text, -1, -1, none.text, NULL), "none.trace");
+  EXPECT_ERROR(lockstep_compare(NULL, same_a.text, -1, -1, NULL, NULL), "NULL");
+  EXPECT_ERROR(lockstep_compare(same_a.text, NULL, -1, -1, NULL, NULL), "NULL");
 }
 
 int main(int argc, char** argv) {

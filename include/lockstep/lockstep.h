@@ -1,10 +1,10 @@
-/* Lockstep's C API: the built-in Qwen3 engine with a tap at every point, and the comparison of traces. Usable from C
- * and by ctypes.
+/* Lockstep's C API: the built-in Qwen3 engine with a tap at every point, and the comparison and replay of traces.
+ * Usable from C and by ctypes.
  *
- * Functions return LOCKSTEP_OK (0) or LOCKSTEP_ERROR (2); lockstep_compare also LOCKSTEP_DIFFERENT (1). After
- * LOCKSTEP_ERROR, lockstep_last_error() says what was expected, what was found and what to do. Nothing throws or aborts
- * across this interface. A model may be used by several threads, each with its own session, as long as no tap and no
- * debug trace is set. */
+ * Functions return LOCKSTEP_OK (0) or LOCKSTEP_ERROR (2); lockstep_compare and lockstep_replay also
+ * LOCKSTEP_DIFFERENT (1). After LOCKSTEP_ERROR, lockstep_last_error() says what was expected, what was found and what
+ * to do. Nothing throws or aborts across this interface. A model may be used by several threads, each with its own
+ * session, as long as no tap and no debug trace is set. */
 #ifndef LOCKSTEP_LOCKSTEP_H_
 #define LOCKSTEP_LOCKSTEP_H_
 
@@ -89,11 +89,17 @@ LOCKSTEP_API int lockstep_forward(lockstep_session* session, const int32_t* toke
 
 /* ---- Comparison ---- */
 
-/* Compares two traces. A negative atol or rtol sets no tolerance of one's own. json (may be NULL) receives everything
+/* Compares two traces. A negative atol or rtol sets no tolerance of one's own. model: NULL, or the checkpoint, to
+ * recompute every op of both sides in float64 and judge each (docs/replay.md). json (may be NULL) receives everything
  * that was found (docs/compare.md); free it with lockstep_string_free. Returns LOCKSTEP_OK (same), LOCKSTEP_DIFFERENT
  * or LOCKSTEP_ERROR. */
 LOCKSTEP_API int lockstep_compare(const char* reference_trace, const char* candidate_trace, double atol, double rtol,
-                                  char** json);
+                                  const char* model, char** json);
+
+/* Recomputes every op of one trace in float64 from its own captured inputs and the checkpoint `model`. json (may be
+ * NULL) receives everything that was found (docs/replay.md); free it with lockstep_string_free. Returns LOCKSTEP_OK
+ * (clean), LOCKSTEP_DIFFERENT (an op is faulty, or a weight is not the checkpoint's) or LOCKSTEP_ERROR. */
+LOCKSTEP_API int lockstep_replay(const char* trace, const char* model, char** json);
 
 #ifdef __cplusplus
 }

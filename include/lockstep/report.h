@@ -10,6 +10,8 @@
 
 #include "lockstep/compare.h"
 #include "lockstep/diagnose.h"
+#include "lockstep/golden.h"
+#include "lockstep/inspect.h"
 
 namespace lockstep {
 
@@ -44,12 +46,22 @@ struct TextOptions {
 std::string TextReport(const CompareResult& result, const TextOptions& options = {});
 std::string TextReport(const Judged& judged, const TextOptions& options = {});
 std::string TextReport(const Diagnosis& diagnosis, const TextOptions& options = {});
+// With `all`, every tensor of every step.
+std::string TextReport(const TraceListing& listing, const TextOptions& options = {});
+// One tensor whole, several as a line each.
+std::string TextReport(const std::vector<TensorLook>& looks, const TextOptions& options = {});
+std::string TextReport(const CheckResult& result, const TextOptions& options = {});
 
 // Everything, as one object; numbers that JSON lacks are the strings "NaN", "Infinity" and "-Infinity". "schema":
-// "lockstep-compare/1", and of a diagnosis alone "lockstep-replay/1" (docs/compare.md, docs/replay.md).
+// "lockstep-compare/1", of a diagnosis alone "lockstep-replay/1", of a check
+// "lockstep-check/1" (docs/compare.md, docs/replay.md, docs/golden.md).
 std::string JsonReport(const CompareResult& result);
 std::string JsonReport(const Judged& judged);
 std::string JsonReport(const Diagnosis& diagnosis);
+// "lockstep-show/1" (docs/show.md).
+std::string JsonReport(const TraceListing& listing);
+std::string JsonReport(const std::vector<TensorLook>& looks);
+std::string JsonReport(const CheckResult& result);
 
 struct HtmlOptions {
   std::string command_line;                        // as it was given; may be empty

@@ -12,7 +12,8 @@ Most points are the output of a module. The others have to be looked for:
 - q and k after RoPE come from a function, which is replaced in its module;
 - the scores and probabilities live inside the eager attention function. They are what goes into its softmax and what
   comes out of its dropout, seen by a TorchFunctionMode that is on during that function only;
-- the input of a module is the point where its producer is a bare `+` or `*` (attn_residual_output, mlp_intermediate).
+- the input of a module is the point where its producer is a bare `+` or `*` (attn_residual_output, mlp_intermediate),
+  or where there are several producers (attn_context).
 
 Written for transformers 4.51 to 5: a decoder layer returns a tuple or a tensor, and gets its input by position or name.
 """
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -40,11 +41,18 @@ View = Callable[[Tensor], Tensor]
 def capture(model: nn.Module, tap: Tap) -> Iterator[None]:
     """REQUIRES: `model` is a Qwen3ForCausalLM that was loaded with attn_implementation="eager"."""
     _require_eager_qwen3(model)
+    with observe(model.model, model.lm_head, tap):
+        yield
+
+
+@contextmanager
+def observe(decoder: nn.Module, lm_head: nn.Module | None, tap: Tap) -> Iterator[None]:
+    """REQUIRES: `decoder` is a Qwen3Model. With other than eager attention there are no scores and probabilities."""
     with ExitStack() as stack:
-        _capture_ends(model, tap, stack)
-        for layer, module in enumerate(model.model.layers):
+        _capture_ends(decoder, lm_head, tap, stack)
+        for layer, module in enumerate(decoder.layers):
             _capture_layer(module, layer, tap, stack)
-        _capture_functions(model, tap, stack)
+        _capture_functions(decoder, tap, stack)
         yield
 
 
@@ -65,14 +73,14 @@ def _require_eager_qwen3(model: nn.Module) -> None:
 # --- Points at modules ---------------------------------------------------------------------------------------------
 
 
-def _capture_ends(model: nn.Module, tap: Tap, stack: ExitStack) -> None:
+def _capture_ends(decoder: nn.Module, lm_head: nn.Module | None, tap: Tap, stack: ExitStack) -> None:
     """What lies outside the layers."""
-    decoder = model.model
     _on_output(stack, decoder.embed_tokens, tap, "input_embeddings", None)
     # With inputs_embeds the embedding is not called; then these are the point.
     _on_input(stack, decoder, tap, "input_embeddings", None, argument="inputs_embeds")
     _on_output(stack, decoder.norm, tap, "final_norm_output", None)
-    _on_output(stack, model.lm_head, tap, "logits", None)
+    if lm_head is not None:
+        _on_output(stack, lm_head, tap, "logits", None)
 
 
 def _capture_layer(module: nn.Module, layer: int, tap: Tap, stack: ExitStack) -> None:
@@ -88,6 +96,8 @@ def _capture_layer(module: nn.Module, layer: int, tap: Tap, stack: ExitStack) ->
     _on_output(stack, attention.v_proj, tap, "attn_v_proj_raw", layer, by_head)
     _on_output(stack, attention.q_norm, tap, "attn_q_normed", layer)
     _on_output(stack, attention.k_norm, tap, "attn_k_normed", layer)
+    # Whatever computes the attention, its result goes into this projection.
+    _on_input(stack, attention.o_proj, tap, "attn_context", layer, view=by_head)
     _on_output(stack, attention.o_proj, tap, "attn_o_proj", layer)
     # The residual path holds the same tensor, so a replacement is written into it.
     _on_input(stack, module.post_attention_layernorm, tap, "attn_residual_output", layer, in_place=True)
@@ -118,6 +128,7 @@ def _on_input(
     layer: int | None,
     argument: str = "hidden_states",
     in_place: bool = False,
+    view: View | None = None,
 ) -> None:
     """The point is the module's first positional argument, or the one called `argument`; nothing if that is absent."""
 
@@ -129,7 +140,7 @@ def _on_input(
         return args, kwargs
 
     def replaced(x: Tensor) -> Tensor:
-        result = _tapped(tap, name, layer, x)
+        result = _tapped(tap, name, layer, x, view)
         return x.copy_(result) if in_place and result is not x else result
 
     stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
@@ -152,36 +163,41 @@ def _tapped_by_head(tap: Tap, name: str, layer: int, x: Tensor) -> Tensor:
 # --- Points inside functions ---------------------------------------------------------------------------------------
 
 
-def _capture_functions(model: nn.Module, tap: Tap, stack: ExitStack) -> None:
-    namespace = vars(sys.modules[type(model).__module__])  # of modeling_qwen3
+def _capture_functions(decoder: nn.Module, tap: Tap, stack: ExitStack) -> None:
+    namespace = vars(sys.modules[decoder.layers[0].self_attn.__class__.__module__])  # of modeling_qwen3
     rotary, attention = namespace["apply_rotary_pos_emb"], namespace["eager_attention_forward"]
-    running_layer = _track_layer(model, stack)
+    running_layer = _track_layer(decoder, stack)
 
     def tapped_rotary(q: Tensor, k: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         q, k = rotary(q, k, *args, **kwargs)  # [B, H, T, d], [B, K, T, d]: new tokens only
         layer = running_layer()
+        if layer is None:
+            return q, k
         return _tapped_by_head(tap, "attn_q_rope", layer, q), _tapped_by_head(tap, "attn_k_rope", layer, k)
 
     def tapped_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         layer = running_layer()
-        with _InsideAttention(tap, layer):
-            context, probs = attention(*args, **kwargs)  # [B, T, H, d], [B, H, T, S]
-        return _tapped(tap, "attn_context", layer, context), probs
+        with nullcontext() if layer is None else _InsideAttention(tap, layer):
+            return attention(*args, **kwargs)  # [B, T, H, d], [B, H, T, S]
 
     stack.callback(namespace.update, apply_rotary_pos_emb=rotary, eager_attention_forward=attention)
     namespace.update(apply_rotary_pos_emb=tapped_rotary, eager_attention_forward=tapped_attention)
 
 
-def _track_layer(model: nn.Module, stack: ExitStack) -> Callable[[], int]:
-    """Functions are not told their layer; the attention module that was entered last is it."""
-    entered = [-1]
-    for layer, module in enumerate(model.model.layers):
+def _track_layer(decoder: nn.Module, stack: ExitStack) -> Callable[[], int | None]:
+    """Functions are not told their layer: it is the attention module that runs. None: that of another model."""
+    running: list[int | None] = [None]
+    for layer, module in enumerate(decoder.layers):
 
-        def hook(module: nn.Module, args: tuple[Any, ...], layer: int = layer) -> None:
-            entered[0] = layer
+        def enter(module: nn.Module, args: tuple[Any, ...], layer: int = layer) -> None:
+            running[0] = layer
 
-        stack.callback(module.self_attn.register_forward_pre_hook(hook).remove)
-    return lambda: entered[0]
+        def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            running[0] = None
+
+        stack.callback(module.self_attn.register_forward_pre_hook(enter).remove)
+        stack.callback(module.self_attn.register_forward_hook(leave, always_call=True).remove)
+    return lambda: running[0]
 
 
 class _InsideAttention(TorchFunctionMode):

@@ -3,7 +3,7 @@
 import fcntl
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -100,7 +100,11 @@ class Tensor:
         return array.view(getattr(ml_dtypes, special))
 
     def torch(self) -> "torch.Tensor":
-        """The values as a tensor in native dtype; it may be written to, the file is not changed."""
+        """The values as a tensor in native dtype: a view of the file, too, but a private one.
+
+        It may be written to: pages that are written are copied, the file is not changed, and torch has no reason to
+        warn of memory that is read-only.
+        """
         import torch
 
         array = self._file.map(self._begin, DTYPES[self.dtype][1], self.shape, "c")
@@ -154,7 +158,7 @@ class Step:
 
 
 class Trace:
-    """A validated trace: `path`, `meta` (trace.json as it is), `steps`."""
+    """A validated trace: `path`, `meta` (trace.json as it is), `steps`; trace["logits"] is a point over all steps."""
 
     def __init__(self, path: Path, meta: dict, steps: list[Step]) -> None:
         self.path = path
@@ -190,17 +194,68 @@ class Trace:
         Rows have the tensor's shape without the token axis. Raises LockstepError for an unknown name and for a tensor
         that no single rank holds whole.
         """
+        table: dict[tuple[int, int], np.ndarray] = {}
+        for owner in self._owners(name):
+            table.update(_keyed_rows(owner, owner.tensors[name]))
+        return dict(sorted(table.items()))
+
+    @property
+    def points(self) -> list[str]:
+        """names() without the greedy choices (next_token)."""
+        return [name for name in self.names() if name != "next_token"]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """The values of `name`, rows joined over all steps and sorted by (sequence, position): see index().
+
+        Of a single step whose rows are in that order it is a view of the file, and copies nothing. Raises as rows().
+        """
+        return self._joined(name)[0]
+
+    def index(self, name: str) -> np.ndarray:
+        """i32 [R, 2]: sequence and position of each row of trace[name]."""
+        return self._joined(name)[1]
+
+    def __contains__(self, name: object) -> bool:
+        return any(name in step.tensors for step in self.steps)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __repr__(self) -> str:
+        return f"Trace({str(self.path)!r}, {len(self.steps)} steps, {len(self.points)} points)"
+
+    def _owners(self, name: str) -> list["RankStep"]:
+        """What holds `name` whole, step by step."""
         entry = entry_for(name, self.meta.get("tensors", {})) or {}
         if entry.get("partial") or entry.get("shard", {}).get("count", 1) != 1:
             raise LockstepError(f"{name}: spread over several ranks; read steps[i].ranks[r].tensors[{name!r}]")
-        table: dict[tuple[int, int], np.ndarray] = {}
-        for step in self.steps:
-            owner = next((step.ranks[r] for r in sorted(step.ranks) if name in step.ranks[r].tensors), None)
-            if owner is not None:
-                table.update(_keyed_rows(owner, owner.tensors[name]))
-        if not table and not any(name in step.tensors for step in self.steps):
+        ranks = [[step.ranks[r] for r in sorted(step.ranks) if name in step.ranks[r].tensors] for step in self.steps]
+        owners = [holders[0] for holders in ranks if holders]
+        if not owners:
             raise LockstepError(f"{self.path}: no tensor {name!r}; it has {', '.join(self.names()[:8])}, …")
-        return dict(sorted(table.items()))
+        return owners
+
+    def _joined(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Values [R, …] and index [R, 2], sorted; of equal keys the row of the latest step."""
+        owners = self._owners(name)
+        values = [np.moveaxis(rank.tensors[name].numpy(), rank.tensors[name].token_axis, 0) for rank in owners]
+        if len({array.shape[1:] for array in values}) > 1:
+            shapes = ", ".join(str(list(array.shape)) for array in values[:4])
+            raise LockstepError(f"{name}: rows of several shapes ({shapes}, …) make no array; read rows({name!r})")
+        tokens = [rank.tensors[name].rows for rank in owners]
+        keys = np.concatenate(
+            [np.stack([rank.sequences[t], rank.positions[t]], axis=1) for rank, t in zip(owners, tokens, strict=True)]
+        )
+        order = _order(keys)
+        if len(values) == 1 and np.array_equal(order, np.arange(len(keys))):
+            return values[0], keys
+        return np.concatenate(values)[order], keys[order]
+
+
+def _order(keys: np.ndarray) -> np.ndarray:
+    """Which rows of `keys`, [R, 2], make a sorted table: no padding, and of equal keys the last."""
+    latest = {(int(s), int(p)): row for row, (s, p) in enumerate(keys) if s >= 0}
+    return np.array([latest[key] for key in sorted(latest)], np.int64)
 
 
 def _keyed_rows(rank: RankStep, tensor: Tensor) -> Iterable[tuple[tuple[int, int], np.ndarray]]:
@@ -215,6 +270,17 @@ def load(path: str | os.PathLike) -> Trace:
 
     Warns of a trace that was not closed. Raises LockstepError for a trace that is being written, for a newer version
     and for anything malformed.
+
+    >>> trace = lockstep.load("py.trace")
+    >>> trace["layer_3_attn_q_rope"].shape
+    (7, 6, 48)
+    >>> trace.index("layer_3_attn_q_rope")[-1].tolist()
+    [0, 6]
+    >>> tensor = trace.steps[0].tensors["layer_3_attn_q_rope"]
+    >>> tensor
+    Tensor('layer_3_attn_q_rope', F32, [5, 6, 48])
+    >>> tensor.numpy().flags.owndata, tensor.torch().shape
+    (False, torch.Size([5, 6, 48]))
     """
     path = Path(path)
     try:

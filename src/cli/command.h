@@ -20,6 +20,8 @@ void AddCapture(CLI::App& app, int& exit_code);
 void AddGenerate(CLI::App& app, int& exit_code);
 void AddCompare(CLI::App& app, int& exit_code);
 void AddReplay(CLI::App& app, int& exit_code);
+void AddRecord(CLI::App& app, int& exit_code);
+void AddCheck(CLI::App& app, int& exit_code);
 void AddShow(CLI::App& app, int& exit_code);
 void AddImport(CLI::App& app, int& exit_code);
 void AddExport(CLI::App& app, int& exit_code);

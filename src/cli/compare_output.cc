@@ -28,6 +28,8 @@ std::pair<int, int> ParsePair(const std::string& text) {
   throw Error("--pair: expected REFERENCE:CANDIDATE sequence numbers such as 0:1, found " + text);
 }
 
+}  // namespace
+
 TextOptions TerminalOptions(bool all) {
   TextOptions out;
   out.all = all;
@@ -38,8 +40,6 @@ TextOptions TerminalOptions(bool all) {
     out.width = size.ws_col;
   return out;
 }
-
-}  // namespace
 
 void ComparisonOptions::AddTo(CLI::App& command) {
   command.add_option("--atol", atol, "Your own absolute tolerance: |c - r| <= atol + rtol |r|")
@@ -116,6 +116,12 @@ int Print(const Diagnosis& diagnosis, const std::string& json, const std::string
   if (!json.empty()) WriteFile(json, JsonReport(diagnosis));
   if (!html.empty()) WritePage(html, HtmlReport(diagnosis, PageOptions("")));
   return diagnosis.ExitCode() == 0 ? kSame : kDifferent;
+}
+
+int Print(const CheckResult& result, const std::string& json, bool all) {
+  std::fputs(TextReport(result, TerminalOptions(all)).c_str(), stdout);
+  if (!json.empty()) WriteFile(json, JsonReport(result));
+  return result.ExitCode() == 0 ? kSame : kDifferent;
 }
 
 }  // namespace lockstep::cli

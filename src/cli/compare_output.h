@@ -33,10 +33,14 @@ CompareOptions OptionsOf(const ComparisonOptions& options);
 // Shown on a terminal only: "compare: 3 of 93 points".
 std::function<void(size_t done, size_t total)> ProgressOf(std::string what);
 
+// Width and colours of stdout.
+TextOptions TerminalOptions(bool all);
+
 // Prints the table on stdout, writes the JSON file and the page if there are to be any. model: its tokenizer tells the
 // texts of tokens; may be empty. Returns the exit code.
 int Print(const Judged& judged, const ComparisonOptions& options, const std::string& model);
 int Print(const Diagnosis& diagnosis, const std::string& json, const std::string& html, bool all);
+int Print(const CheckResult& result, const std::string& json, bool all);
 
 // Writes a file whole or not at all. Throws Error.
 void WriteFile(const std::string& path, const std::string& text);

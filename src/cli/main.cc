@@ -12,7 +12,7 @@ constexpr AddCommand kCommands[] = {
 #ifdef LOCKSTEP_ENGINE
     AddDebug,     AddCapture, AddGenerate, AddBench,
 #endif
-    AddReference, AddCompare, AddReplay,   AddShow,  AddImport, AddExport, AddDoctor,
+    AddReference, AddCompare, AddReplay,   AddRecord, AddCheck, AddShow, AddImport, AddExport, AddDoctor,
 };
 
 int Main(int argc, char** argv) {

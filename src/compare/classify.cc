@@ -24,12 +24,6 @@ std::string Number(double value) {
 
 std::string Count(int64_t count, const char* what) { return std::to_string(count) + " " + what; }
 
-// Depth of the residual stream that the point sees.
-int DepthOf(const PointResult& point, int num_layers) {
-  if (point.layer >= 0) return point.layer;
-  return point.name == PointName(Point::kInputEmbeddings) ? 0 : num_layers;
-}
-
 }  // namespace
 
 std::string_view DiffClassName(DiffClass diff_class) {
@@ -72,6 +66,12 @@ double RelativeL2Bound(double unit_roundoff, int layer) {
   return kBoundFactor * unit_roundoff * std::sqrt(2.0 * std::max(0, layer) + 1);
 }
 
+int DepthOf(const std::string& name, int num_layers) {
+  const int layer = LayerOf(name);
+  if (layer >= 0) return layer;
+  return name == PointName(Point::kInputEmbeddings) ? 0 : num_layers;
+}
+
 void Judge(double unit_roundoff, int num_layers, PointResult* point) {
   point->diff_class = Classify(*point);
   point->reasons.clear();
@@ -79,7 +79,7 @@ void Judge(double unit_roundoff, int num_layers, PointResult* point) {
     point->reasons.push_back("SIGNIFICANT DIFF");
   }
   if (unit_roundoff > 0) {
-    const int depth = DepthOf(*point, num_layers);
+    const int depth = DepthOf(point->name, num_layers);
     point->bound = RelativeL2Bound(unit_roundoff, depth);
     if (point->worst_token_relative_l2 > *point->bound) {
       point->reasons.push_back("relative L2 of the worst token " + Number(point->worst_token_relative_l2) +

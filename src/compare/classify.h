@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <string>
 
 #include "lockstep/compare.h"
 #include "lockstep/trace.h"
@@ -31,6 +32,9 @@ double DeclaredRoundoff(const TraceMeta& meta);
 // random ones; 300 tokens) reached 8.1.
 inline constexpr double kBoundFactor = 16;
 double RelativeL2Bound(double unit_roundoff, int layer);
+
+// Depth of the residual stream that a point sees: the layer of that bound.
+int DepthOf(const std::string& name, int num_layers);
 
 // Fills diff_class, bound and reasons. In F32 both the classes and the bound judge; in 16 bits the classes only
 // describe. `unit_roundoff` is the coarser side's, `num_layers` is for the points behind the layers.

@@ -74,7 +74,8 @@ int64_t PeriodOf(const std::vector<int64_t>& channels, int64_t count) {
   for (int64_t n = 16; n >= 2; --n) {
     const bool same =
         std::all_of(channels.begin(), channels.end(), [&](int64_t c) { return c % n == channels[0] % n; });
-    if (same && static_cast<double>(channels.size()) >= kDense * static_cast<double>(count / n)) return n;
+    const int64_t there = count / n;
+    if (same && static_cast<double>(channels.size()) >= kDense * static_cast<double>(there)) return n;
   }
   return 0;
 }

@@ -123,11 +123,13 @@ KeyRange SeenBy(const TokenAt& token, const std::vector<TokenAt>& keys, const At
   const auto step_of = [&](int64_t key) { return keys[static_cast<size_t>(key)].step; };
   const int64_t last = attention.last_key ? attention.last_key(token) : token.position + attention.mask_shift;
   int64_t end = attention.causal ? std::clamp<int64_t>(last + 1, 0, count) : count;
-  while (end > 0 && step_of(end - 1) > token.step) --end;  // not yet written
+  int64_t written = count;
+  while (written > 0 && step_of(written - 1) > token.step) --written;
+  end = std::min(end, written);
   int64_t begin = attention.window > 0 ? std::max<int64_t>(0, token.position + 1 - attention.window) : 0;
   begin = std::min(begin, end);
   while (attention.this_step_only && begin < end && step_of(begin) < token.step) ++begin;
-  return {static_cast<int32_t>(begin), static_cast<int32_t>(end)};
+  return {static_cast<int32_t>(begin), static_cast<int32_t>(end), static_cast<int32_t>(written)};
 }
 
 // Of the first j keys, how many are not observable: [keys + 1].

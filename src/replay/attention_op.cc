@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "base/parallel.h"
 #include "replay/noise.h"
@@ -17,14 +18,22 @@ constexpr int64_t kSegment = 64;  // keys
 
 double Capped(double score, double cap) { return cap > 0 ? cap * std::tanh(score / cap) : score; }
 
+// A key or value that is not finite.
+struct NotFinite {
+  int64_t key = 0;
+  int64_t channel = -1;  // of the value; -1: the key itself is meant, which spoils all channels
+  double value = 0;
+};
+
 // Keys and values of one key/value head, as the cache holds them.
 struct HeadCache {
   std::vector<double> keys;                  // [keys, d]
   std::vector<float> key_squares;            // [keys, d]
   std::vector<float> key_variances;          // [keys, d]; empty: exact
-  std::vector<double> values;                // [d, keys]: transposed
+  std::vector<double> values;                // [d, keys]: transposed; 0 where not finite
   std::vector<float> value_floats, squares;  // [d, keys]
   std::vector<float> value_variances;        // [d, keys]; empty: exact
+  std::vector<NotFinite> not_finite;
 };
 
 HeadCache CacheOf(const Block& k, const Block& v, int64_t head, int64_t d, DType dtype) {
@@ -39,7 +48,10 @@ HeadCache CacheOf(const Block& k, const Block& v, int64_t head, int64_t d, DType
   for (int64_t j = 0; j < n; ++j) {
     for (int64_t c = 0; c < d; ++c) {
       const int64_t at = head * d + c;
-      const double key = grid.Round(k.Row(j)[at]), value = grid.Round(v.Row(j)[at]);
+      const double key = grid.Round(k.Row(j)[at]);
+      double value = grid.Round(v.Row(j)[at]);
+      if (!std::isfinite(key)) out.not_finite.push_back({j, -1, key});
+      if (!std::isfinite(value)) out.not_finite.push_back({j, c, std::exchange(value, 0.0)});
       out.keys[j * d + c] = key;
       out.key_squares[j * d + c] = static_cast<float>(Square(key));
       out.values[c * n + j] = value;
@@ -83,14 +95,17 @@ class HeadBlock {
         cached_(cached) {}
 
   // q, q_variance (or null): the first row's head; out, variance: where its results go. All with `stride` from row to
-  // row.
+  // row. doubtful: as Block's, null where nothing is.
   void Run(const double* q, const double* q_variance, int64_t q_stride, const KeyRange* seen, int64_t rows, double* out,
-           double* variance, int64_t out_stride) {
+           double* variance, char* doubtful, int64_t out_stride) {
     LoadQueries(q, q_variance, q_stride, rows);
     Scores(rows);
     for (std::vector<float>* weights : {&by_spread_, &by_value_, &squared_}) weights->assign(scores_.size(), 0.0f);
     for (int64_t r = 0; r < rows; ++r) Softmax(r, seen[r]);
     Results(rows, seen, out, variance, out_stride);
+    for (const NotFinite& bad : cache_.not_finite) {
+      for (int64_t r = 0; r < rows; ++r) Spoil(bad, r, seen[r], out + r * out_stride, doubtful + r * out_stride);
+    }
   }
 
  private:
@@ -204,6 +219,15 @@ class HeadBlock {
     }
   }
 
+  void Spoil(const NotFinite& bad, int64_t r, const KeyRange& seen, double* out, char* doubtful) const {
+    const bool is_seen = bad.key >= seen.begin && bad.key < seen.end;
+    if (!is_seen && bad.key < seen.written) {
+      std::fill_n(doubtful + std::max<int64_t>(bad.channel, 0), bad.channel < 0 ? d_ : 1, 1);
+    } else if (is_seen && bad.channel >= 0) {
+      out[bad.channel] += scores_[r * keys_ + bad.key] * bad.value;
+    }
+  }
+
   const HeadCache& cache_;
   const AttentionParams& params_;
   const ScoreNoise noise_;
@@ -229,6 +253,7 @@ Block Attention(const Block& q, const Block& k, const Block& v, const std::vecto
     }
     if (readers.empty()) continue;
     const HeadCache cache = CacheOf(k, v, kv, d, arithmetic.cache);
+    if (!cache.not_finite.empty()) y.doubtful.resize(y.value.size());
     ParallelForDynamic(blocks * static_cast<int64_t>(readers.size()), [&](int64_t i) {
       const int64_t head = readers[static_cast<size_t>(i / blocks)], begin = i % blocks * kRows;
       const int64_t rows = std::min(kRows, q.rows - begin);
@@ -237,7 +262,8 @@ Block Attention(const Block& q, const Block& k, const Block& v, const std::vecto
       const int64_t to = call.attention.out_head.empty() ? head : call.attention.out_head[head];
       HeadBlock(cache, call, arithmetic, keys, k.rows)
           .Run(q.Row(begin) + head * d, q.variance.empty() ? nullptr : q.Variance(begin) + head * d, q.width,
-               seen.data() + begin, rows, y.Row(begin) + to * d, y.Variance(begin) + to * d, y.width);
+               seen.data() + begin, rows, y.Row(begin) + to * d, y.Variance(begin) + to * d,
+               y.doubtful.empty() ? nullptr : y.doubtful.data() + begin * y.width + to * d, y.width);
     });
   }
   return y;

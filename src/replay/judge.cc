@@ -19,15 +19,20 @@ struct RowSums {
   bool inherited = false;
 };
 
-// histogram: null: not wanted.
-RowSums SumRow(const double* captured, const double* expected, const double* variance, int64_t width, int64_t cells,
-               int64_t cell_width, ErrorHistogram* histogram) {
+// Row r of a block as captured and as expected. histogram: null: not wanted.
+RowSums SumRow(const Block& seen, const Block& right, int64_t r, int64_t cells, int64_t cell_width,
+               ErrorHistogram* histogram) {
+  const double* captured = seen.Row(r);
+  const double* expected = right.Row(r);
+  const double* variance = right.Variance(r);
+  const int64_t width = right.width;
   RowSums out;
   out.cells.resize(static_cast<size_t>(cells));
   for (int64_t c = 0; c < width; ++c) {
     if (captured[c] == -INFINITY && expected[c] == -INFINITY) continue;  // masked
     const bool masked = expected[c] == -INFINITY && std::isfinite(captured[c]);
-    if (!std::isfinite(expected[c]) && !masked) {
+    const bool doubtful = right.IsDoubtful(r, c) && !std::isfinite(captured[c]);
+    if ((!std::isfinite(expected[c]) && !masked) || doubtful) {
       out.inherited = true;
       continue;
     }
@@ -96,7 +101,10 @@ class Judgement {
     summary.whole = all_.Rms();
     if (weights_ > 0) {
       summary.scale = weighted_ / weights_ - 1;
-      summary.scale_error = 1 / std::sqrt(weights_);
+      // Roundings within a row may agree: a row times a factor near a power of two rounds to itself throughout, up to
+      // half a unit error off. So beside the chance of every element there is one of every row.
+      const double row_error = 0.08 * Grid(out_.arithmetic.storage).unit_error();
+      summary.scale_error = std::sqrt(1 / weights_ + Square(row_error) / static_cast<double>(summary.rows));
     }
     const Limits limits = out_.limits();
     const auto beyond = [&](double row, double cell, double max, double scale) {
@@ -188,8 +196,7 @@ PointErrors Judge(Evaluator& evaluator, const OpCall& call, const std::vector<To
     ParallelFor(static_cast<int64_t>(part.size()), [&](int64_t r) {
       const auto at = static_cast<size_t>(r);
       if (!seen.observable[at] || !expected.observable[at]) return;
-      rows[at] = SumRow(seen.block.Row(r), expected.block.Row(r), expected.block.Variance(r), width, out.cells,
-                        cell_width, detail ? &histograms[at] : nullptr);
+      rows[at] = SumRow(seen.block, expected.block, r, out.cells, cell_width, detail ? &histograms[at] : nullptr);
     });
     for (size_t r = 0; r < part.size(); ++r) {
       if (!seen.observable[r] || !expected.observable[r]) {

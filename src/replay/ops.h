@@ -29,10 +29,11 @@ Block Copy(const Block& x, const Arithmetic& arithmetic);
 // Rows of the matrix by input_id. REQUIRES: ids in range.
 Block Embedding(const std::vector<TokenAt>& tokens, const OpCall& call, const Arithmetic& arithmetic);
 
-// The keys that one query row sees: rows [begin, end) of the keys' block.
+// The keys that one query row sees: rows [begin, end) of the keys' block; [0, written) are in the cache.
 struct KeyRange {
   int32_t begin = 0;
   int32_t end = 0;
+  int32_t written = 0;
 };
 
 // q: [rows, heads * head_dim]; k, v: [keys, kv_heads * head_dim], rounded to the cache's dtype first; seen: [q.rows].

@@ -169,6 +169,31 @@ TEST(AttentionTest, IsSoftmaxOverWhatIsSeen) {
   }
 }
 
+// Two blocks of rows; key 70 was written with the others, key 149 by a later step.
+TEST(AttentionTest, WhatIsNotFiniteSpoilsTheRowsThatSeeItAndLeavesTheOthersInDoubt) {
+  constexpr int64_t kTokens = 149, kKeys = 150, kDim = 4;
+  const OpCall call = AttentionCall(2, 1, kDim);
+  const Block q = Random(kTokens, 2 * kDim, 10), k = Random(kKeys, kDim, 11);
+  const Block right = Random(kKeys, kDim, 12);
+  Block v = right;
+  v.Row(70)[1] = NAN, v.Row(70)[2] = INFINITY, v.Row(149)[0] = NAN;
+  std::vector<KeyRange> seen;
+  for (int32_t r = 0; r < kTokens; ++r) seen.push_back({r > 100 ? 71 : 0, r + 1, kTokens});
+  const Block y = Attention(q, k, v, seen, call, kF64), expected = Attention(q, k, right, seen, call, kF64);
+  for (int64_t r = 0; r < kTokens; ++r) {
+    for (int64_t c = 0; c < 2 * kDim; ++c) {
+      const bool bad = c % kDim == 1 || c % kDim == 2, sees = r >= 70 && r <= 100;
+      EXPECT_EQ(y.IsDoubtful(r, c), bad && !sees);
+      if (bad && sees) {
+        EXPECT_FALSE(std::isfinite(y.Row(r)[c]));
+      } else {
+        EXPECT_NEAR(y.Row(r)[c], expected.Row(r)[c], 1e-14);
+      }
+      EXPECT_TRUE(std::isfinite(y.Variance(r)[c]));
+    }
+  }
+}
+
 TEST(ScoresTest, AreProductsWhereSeen) {
   const OpCall call = AttentionCall(2, 1, 3);
   const Block q = Random(1, 6, 13), k = Random(4, 3, 14);

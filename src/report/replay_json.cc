@@ -40,6 +40,8 @@ void AddErrors(const LocalError& point, Json* json) {
   max["recomputed"] = Number(point.max_expected);
   add("max", std::move(max));
   add("scale", {{"value", Number(point.scale)}, {"standard_error", Number(point.scale_error)}});
+  const NoiseLimits& limits = point.limits;
+  add("limits", {{"row", limits.row}, {"head", limits.head}, {"max", limits.max}, {"scale", limits.scale}});
 }
 
 Json PointJson(const LocalError& point) {

@@ -9,93 +9,12 @@
 #include "base/json.h"
 #include "base/mapped_file.h"
 #include "lockstep/dtype.h"
+#include "trace/json_node.h"
 
 namespace lockstep {
 namespace {
 
 constexpr int kVersion = 1;
-
-std::string Found(const SortedJson& value) {
-  // JSON text with \u escapes: what stands in a damaged file must not reach a terminal.
-  std::string text = value.dump(-1, ' ', true, SortedJson::error_handler_t::replace);
-  return text.size() <= 100 ? text : text.substr(0, 100) + "...";
-}
-
-// A value of trace.json with the path that leads to it: `trace.json: arithmetic.storage`.
-class Node {
- public:
-  Node(const SortedJson* value, std::string where) : value_(value), where_(std::move(where)) {}
-
-  bool present() const { return value_ != nullptr; }
-  const SortedJson& value() const { return *value_; }
-
-  [[noreturn]] void Fail(const std::string& expected) const {
-    throw Error(where_ + ": expected " + expected + ", found " + (present() ? Found(*value_) : "nothing"));
-  }
-
-  // A member of an object; absent where the object is.
-  Node operator[](const char* key) const {
-    if (!present()) return {nullptr, Below(key)};
-    const auto member = Object().find(key);
-    return {member == value_->end() ? nullptr : &*member, Below(key)};
-  }
-
-  const SortedJson& Object() const {
-    if (!present() || !value_->is_object()) Fail("an object");
-    return *value_;
-  }
-  template <typename F>
-  void ForEachMember(F&& f) const {
-    if (!present()) return;
-    for (const auto& [key, value] : Object().items()) f(key, Node(&value, Below(key)));
-  }
-  template <typename F>
-  void ForEachElement(F&& f) const {
-    if (!present()) return;
-    if (!value_->is_array()) Fail("a list");
-    size_t i = 0;
-    for (const SortedJson& value : *value_) f(Node(&value, where_ + "[" + std::to_string(i++) + "]"));
-  }
-
-  std::string String(const char* fallback) const {
-    if (!present() && fallback) return fallback;
-    if (!present() || !value_->is_string()) Fail("a string");
-    return value_->get<std::string>();
-  }
-  std::vector<std::string> Strings() const {
-    std::vector<std::string> out;
-    ForEachElement([&](const Node& node) { out.push_back(node.String(nullptr)); });
-    return out;
-  }
-  bool Bool(bool fallback) const {
-    if (!present()) return fallback;
-    if (!value_->is_boolean()) Fail("true or false");
-    return value_->get<bool>();
-  }
-  int64_t Int(int64_t least, int64_t most, std::optional<int64_t> fallback = std::nullopt) const {
-    if (!present() && fallback) return *fallback;
-    const bool fits = present() && value_->is_number_integer() &&
-                      !(value_->is_number_unsigned() && value_->get<uint64_t>() > static_cast<uint64_t>(most)) &&
-                      value_->get<int64_t>() >= least && value_->get<int64_t>() <= most;
-    if (!fits) Fail("a whole number from " + std::to_string(least) + " to " + std::to_string(most));
-    return value_->get<int64_t>();
-  }
-  DType Type(std::optional<DType> fallback = std::nullopt) const {
-    if (!present() && fallback) return *fallback;
-    const std::optional<DType> dtype = ParseDType(String(nullptr));
-    if (!dtype) Fail("the name of a dtype such as \"BF16\"");
-    return *dtype;
-  }
-
- private:
-  std::string Below(const std::string& key) const {
-    const std::string shown = key.size() <= 100 ? key : key.substr(0, 100) + "...";
-    return where_ + (where_.ends_with(".json") ? ": " : ".") + shown;
-  }
-
-  const SortedJson* value_;
-  std::string where_;
-};
 
 constexpr int kMaxRank = 1 << 20;
 
@@ -120,7 +39,7 @@ std::string Normalised(const SortedJson& value) {
   return value.dump();
 }
 
-void CheckFormat(const Node& root) {
+void CheckFormat(const JsonNode& root) {
   root.Object();
   if (!root["format"].present() || root["format"].value() != "lockstep-trace")
     root["format"].Fail("\"lockstep-trace\"");
@@ -131,11 +50,11 @@ void CheckFormat(const Node& root) {
   }
 }
 
-WeightFingerprint ReadWeight(const Node& node) {
+WeightFingerprint ReadWeight(const JsonNode& node) {
   WeightFingerprint weight;
   weight.dtype = node["dtype"].Type();
   node["shape"].ForEachElement(
-      [&](const Node& extent) { weight.shape.push_back(extent.Int(0, std::numeric_limits<int64_t>::max())); });
+      [&](const JsonNode& extent) { weight.shape.push_back(extent.Int(0, std::numeric_limits<int64_t>::max())); });
   weight.hash = node["hash"].String(nullptr);
   if (weight.hash.size() != 16 || weight.hash.find_first_not_of("0123456789abcdef") != std::string::npos) {
     node["hash"].Fail("16 hex digits");
@@ -143,8 +62,8 @@ WeightFingerprint ReadWeight(const Node& node) {
   return weight;
 }
 
-void ReadOverrides(const Node& node, TraceMeta* meta) {
-  node.ForEachMember([&](const std::string& pattern, const Node& entry) {
+void ReadOverrides(const JsonNode& node, TraceMeta* meta) {
+  node.ForEachMember([&](const std::string& pattern, const JsonNode& entry) {
     entry.Object();
     const auto type = [&](const char* key) {
       return entry[key].present() ? std::optional(entry[key].Type()) : std::nullopt;
@@ -153,7 +72,7 @@ void ReadOverrides(const Node& node, TraceMeta* meta) {
   });
 }
 
-void ReadArithmetic(const Node& node, TraceMeta* meta) {
+void ReadArithmetic(const JsonNode& node, TraceMeta* meta) {
   meta->has_arithmetic = node["storage"].present();
   Arithmetic& arithmetic = meta->arithmetic;
   arithmetic.storage = node["storage"].Type(DType::kF32);
@@ -163,7 +82,7 @@ void ReadArithmetic(const Node& node, TraceMeta* meta) {
   ReadOverrides(node["overrides"], meta);
 }
 
-void ReadSelection(const Node& node, const std::string& path, TraceMeta* meta) {
+void ReadSelection(const JsonNode& node, const std::string& path, TraceMeta* meta) {
   meta->select_points = node["points"].String("");
   meta->select_layers = node["layers"].String("");
   meta->select_steps = node["steps"].String("");
@@ -175,26 +94,26 @@ void ReadSelection(const Node& node, const std::string& path, TraceMeta* meta) {
   }
 }
 
-TraceMeta ReadMeta(const Node& root, const std::string& path) {
+TraceMeta ReadMeta(const JsonNode& root, const std::string& path) {
   TraceMeta meta;
   meta.producer = root["producer"]["name"].String("");
   meta.producer_version = root["producer"]["version"].String("");
   meta.model_type = root["model"]["type"].String("");
   root["model"]["config"].ForEachMember(
-      [&](const std::string& key, const Node& value) { meta.config[key] = Normalised(value.value()); });
+      [&](const std::string& key, const JsonNode& value) { meta.config[key] = Normalised(value.value()); });
   ReadArithmetic(root["arithmetic"], &meta);
   meta.points = root["points"].Strings();
   meta.not_observable = root["not_observable"].Strings();
   ReadSelection(root["selection"], path, &meta);
   root["weights"].ForEachMember(
-      [&](const std::string& name, const Node& weight) { meta.weights[name] = ReadWeight(weight); });
+      [&](const std::string& name, const JsonNode& weight) { meta.weights[name] = ReadWeight(weight); });
   meta.errors = root["errors"].Strings();
   meta.rank = static_cast<int>(root["rank"].Int(0, kMaxRank, 0));
   meta.closed = root["closed"].Bool(false);
   return meta;
 }
 
-TensorRule ReadRule(const std::string& pattern, const Node& node) {
+TensorRule ReadRule(const std::string& pattern, const JsonNode& node) {
   TensorRule rule;
   rule.pattern = pattern;
   node.Object();
@@ -205,7 +124,7 @@ TensorRule ReadRule(const std::string& pattern, const Node& node) {
   }
   rule.layout = node["layout"].String("");
   rule.partial = node["partial"].Bool(false);
-  const Node shard = node["shard"];
+  const JsonNode shard = node["shard"];
   if (!shard.present()) return rule;
   rule.shard_axis = shard["axis"].String(nullptr);
   if (rule.shard_axis.empty()) shard["axis"].Fail("the name of an axis");
@@ -215,12 +134,12 @@ TensorRule ReadRule(const std::string& pattern, const Node& node) {
 }
 
 // `names` are those of the files so far.
-ListedStep ReadStep(const Node& node, int default_rank, std::set<std::string>* names) {
+ListedStep ReadStep(const JsonNode& node, int default_rank, std::set<std::string>* names) {
   ListedStep step;
   const std::string phase = node["phase"].String("prefill");
   if (phase != "prefill" && phase != "decode") node["phase"].Fail("\"prefill\" or \"decode\"");
   step.phase = phase == "decode" ? Phase::kDecode : Phase::kPrefill;
-  node["files"].ForEachElement([&](const Node& entry) {
+  node["files"].ForEachElement([&](const JsonNode& entry) {
     const std::string file = entry["file"].String(nullptr);
     // A trace never reaches out of its directory.
     if (file.empty() || file == "." || file == ".." || file.find('/') != file.npos || file.find('\0') != file.npos) {
@@ -259,7 +178,7 @@ TraceMeta MetaOf(const TraceInfo& info) {
   meta.producer_version = info.producer_version;
   meta.model_type = info.model_type;
   const SortedJson config = ParseSortedJson(info.config_json, "TraceInfo::config_json");
-  Node(&config, "TraceInfo::config_json").ForEachMember([&](const std::string& key, const Node& value) {
+  JsonNode(&config, "TraceInfo::config_json").ForEachMember([&](const std::string& key, const JsonNode& value) {
     meta.config[key] = Normalised(value.value());
   });
   meta.has_arithmetic = true;
@@ -267,7 +186,7 @@ TraceMeta MetaOf(const TraceInfo& info) {
                      info.cache.value_or(info.storage)};
   if (!info.overrides_json.empty()) {
     const SortedJson overrides = ParseSortedJson(info.overrides_json, "TraceInfo::overrides_json");
-    ReadOverrides(Node(&overrides, "TraceInfo::overrides_json"), &meta);
+    ReadOverrides(JsonNode(&overrides, "TraceInfo::overrides_json"), &meta);
   }
   meta.points = info.points;
   meta.not_observable = info.not_observable;
@@ -283,15 +202,15 @@ TraceJson ReadTraceJson(const std::string& directory) {
   const std::string path = directory + "/trace.json";
   if (access(path.c_str(), F_OK) != 0) throw Error(directory + ": expected a trace, found no trace.json in it");
   const SortedJson json = ParseSortedJson(ReadTextFile(path, kMaxTraceJsonBytes), path);
-  const Node root(&json, path);
+  const JsonNode root(&json, path);
   CheckFormat(root);
   TraceJson trace;
   trace.meta = ReadMeta(root, path);
   root["tensors"].ForEachMember(
-      [&](const std::string& pattern, const Node& rule) { trace.rules.push_back(ReadRule(pattern, rule)); });
+      [&](const std::string& pattern, const JsonNode& rule) { trace.rules.push_back(ReadRule(pattern, rule)); });
   std::set<std::string> names;
   root["steps"].ForEachElement(
-      [&](const Node& step) { trace.steps.push_back(ReadStep(step, trace.meta.rank, &names)); });
+      [&](const JsonNode& step) { trace.steps.push_back(ReadStep(step, trace.meta.rank, &names)); });
   return trace;
 }
 

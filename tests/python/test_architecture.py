@@ -16,9 +16,12 @@ MAY_INCLUDE = {
     "engine": {"base", "trace", "checkpoint", "tokenizer"},
     "bench": {"base", "trace", "checkpoint", "engine"},
     "compare": {"base", "trace"},
+    "inspect": {"base", "trace", "compare"},
     "replay": {"base", "trace", "checkpoint"},
     "diagnose": {"base", "trace", "checkpoint", "replay"},
-    "report": {"base", "trace", "compare", "replay", "diagnose"},
+    # A golden is a reference without values: pairing, completeness and the bound of rounding are the comparison's.
+    "golden": {"base", "trace", "compare"},
+    "report": {"base", "trace", "compare", "inspect", "replay", "diagnose", "golden"},
     "capi": set(),
     "cli": set(),
     "bindings": set(),
@@ -27,6 +30,7 @@ MAY_INCLUDE = {
 # Public headers, and the part that they belong to. capture.hpp depends on nothing, so everybody may include it.
 PUBLIC = {
     "capture.hpp": "base",
+    "detail.h": "base",
     "dtype.h": "base",
     "error.h": "base",
     "version.h": "base",
@@ -40,8 +44,10 @@ PUBLIC = {
     "bench.h": "bench",
     "place.h": "trace",
     "compare.h": "compare",
+    "inspect.h": "inspect",
     "replay.h": "replay",
     "diagnose.h": "diagnose",
+    "golden.h": "golden",
     "report.h": "report",
     "lockstep.h": "capi",
 }

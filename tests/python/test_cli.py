@@ -131,9 +131,9 @@ def test_both_sides_have_the_same_tokenizer(tmp_path):
 def test_show(debugged):
     out, _, _ = debugged
     listing = ok("show", out / "cpp.trace").stdout
-    assert "layer_4_mlp_down_proj" in listing and "step 2: decode, 1 tokens" in listing
+    assert "mlp_down_proj" in listing and "step 2     decode, 1 token" in listing
     tensor = ok("show", out / "cpp.trace", "layer_4_mlp_down_proj").stdout
-    assert "mean" in tensor and "step 2" in tensor
+    assert "mean" in tensor and "seq 0 pos" in tensor
     ok("show", out / "cpp.trace", "layer_9_mlp_down_proj", code=2)
 
 

@@ -167,7 +167,7 @@ try:
 except lockstep.LockstepError as error:
     refused = str(error)
 tolerant = lockstep.compare(a, [b], atol=1.0, points="input_*")
-print(json.dumps([lockstep.compare(a, a), lockstep.compare([a], b), tolerant, refused]))
+print(json.dumps([lockstep.compare(a, a).data, lockstep.compare([a], b).data, tolerant.data, refused]))
 """
 
 
@@ -194,6 +194,10 @@ def test_c_library_and_header_of_the_wheel(environment: Path, tmp_path: Path) ->
 # --- Without the compiled part ---------------------------------------------------------------------------------------
 
 
-def test_compare_without_the_compiled_part(traces: tuple[Path, Path]) -> None:
+def test_compare_without_the_compiled_part(traces: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(package, "_native", raising=False)  # other tests have it
+    monkeypatch.setitem(sys.modules, "lockstep._native", None)
     with pytest.raises(package.LockstepError, match="install the wheel, or use `lockstep compare`"):
         package.compare(*traces)
+    with pytest.raises(package.LockstepError, match="install the wheel, or use `lockstep replay`"):
+        package.replay(traces[0], "model")

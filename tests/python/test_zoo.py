@@ -14,7 +14,7 @@ from zoo.context import Mutant, Part  # noqa: E402
 from zoo.models import Models  # noqa: E402
 from zoo.mutants import ALL  # noqa: E402
 from zoo.oddities import ODDITIES  # noqa: E402
-from zoo.play import play  # noqa: E402
+from zoo.play import play, write_trace  # noqa: E402
 from zoo.report import markdown, text  # noqa: E402
 from zoo.runs import RUNS  # noqa: E402
 from zoo.vocabulary import CAUSES, CAUSES_BY_OP, PATTERNS  # noqa: E402
@@ -152,8 +152,7 @@ def is_finite(played, name: str) -> bool:
 
 
 def is_clean(local: noise.Effect) -> bool:
-    """The scale term of correct runs is not zero (roundings of one kind agree), so that only a large one counts."""
-    return local.row < noise.ROW_LIMIT and local.head < noise.ROW_LIMIT and local.value < noise.VALUE_LIMIT
+    return local.noise() < 1
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
@@ -168,7 +167,9 @@ def test_an_effect_is_measured_in_noise_units():
     value = torch.ones(4, 3, 8, dtype=torch.float64)
     wrong = value.clone()
     wrong[2, 1, 5] += 0.5
-    effect = noise.effect(wrong, value, torch.full_like(value, 0.01))
+    limits = noise.Limits.of("attn_q_normed", torch.bfloat16)
+    effect = noise.effect(wrong, value, torch.full_like(value, 0.01), limits)
+    assert limits.value == 8 and effect.over_limit() == pytest.approx(5 / 8)
     assert effect.value == pytest.approx(5) and effect.row == pytest.approx(5 / 24**0.5)
     assert effect.head == pytest.approx(5 / 32**0.5) and effect.scale == pytest.approx(0.5 / 96)
 
@@ -232,6 +233,17 @@ def test_a_mutant_below_the_limit_must_not_be_found(models):
 
 
 # --- The judge ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+def test_the_limits_are_the_judges(models, tmp_path, dtype):
+    loaded = models.load("square", dtype)
+    trace = write_trace(tmp_path / "clean.trace", play(loaded, RUNS["scores"]))
+    for point in verdict.judge(trace, loaded.directory)["points"]:
+        limits = noise.Limits.of(point["point"], loaded.model.dtype)
+        found = point["limits"]
+        assert (found["row"], found["head"], found["max"]) == (limits.row, limits.head, limits.value), point["name"]
+        assert found["scale"] == pytest.approx(limits.scale)
 
 
 def test_the_sample_before_the_judge():

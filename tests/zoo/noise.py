@@ -15,11 +15,7 @@ from torch.nn import functional as F
 from zoo import ops
 from zoo.context import Op
 
-# Working values of the limit of detection. The judge publishes its own; they stand here and nowhere else.
-ROW_LIMIT = 4.0  # RMS over the worst row, or the worst head
-VALUE_LIMIT = 16.0  # the largest single value
-SCALE_ERRORS = 6.0  # standard errors of the scale term ...
-SCALE_LIMIT = 1.5e-4  # ... and its least size: roundings of one kind agree to 1.4e-4 in correct runs in bf16
+SCALE_ERRORS = 8.0  # a scale counts from so many standard errors on
 # The judge's sigma differs from ours by some percent, and noise adds to the effect: within this factor of a limit
 # either answer is right.
 GREY = 1.6
@@ -186,6 +182,29 @@ KINDS = {
 
 
 @dataclass(frozen=True)
+class Limits:
+    """The judge's published limits of detection for an op: above one of them it is faulty (docs/replay.md)."""
+
+    row: float
+    head: float
+    value: float
+    scale: float  # and SCALE_ERRORS standard errors
+    row_error: float  # roundings of a row agree by chance to so much
+
+    @classmethod
+    def of(cls, point: str, storage: torch.dtype) -> Limits:
+        kind, unit = op_kind(point), 2.0 ** -(MANTISSA[storage] + 1)
+        is_attention, is_short = kind in ("attention", "scores", "probs"), storage != torch.float32
+        if is_attention:
+            four = (4, 6, 12, 0.15 * unit) if is_short else (6, 12, 30, 16 * unit)
+        elif is_short:
+            four = (2.5, 3, 8, 0.06 * unit)
+        else:
+            four = (3.5, 4.5, 24, 16 * unit) if kind == "linear" else (3, 4, 10, 16 * unit)
+        return cls(*four, 0.08 * unit)
+
+
+@dataclass(frozen=True)
 class Effect:
     """Of one tensor, in noise units."""
 
@@ -194,11 +213,17 @@ class Effect:
     value: float
     scale: float
     scale_error: float
+    limits: Limits
 
     def over_limit(self) -> float:
         """How far above (below 1: under) the limit of detection, by the term that shows it best."""
-        scale = min(abs(self.scale) / (SCALE_ERRORS * self.scale_error), abs(self.scale) / SCALE_LIMIT)
-        return max(self.row / ROW_LIMIT, self.head / ROW_LIMIT, self.value / VALUE_LIMIT, scale)
+        scale = min(abs(self.scale) / (SCALE_ERRORS * self.scale_error), abs(self.scale) / self.limits.scale)
+        return max(self.noise(), scale)
+
+    def noise(self) -> float:
+        """The same without the scale term, which is not zero in correct runs: roundings of one kind agree."""
+        limits = self.limits
+        return max(self.row / limits.row, self.head / limits.head, self.value / limits.value)
 
     @property
     def grade(self) -> str:
@@ -207,7 +232,7 @@ class Effect:
         return "above" if ratio > GREY else "below" if ratio < 1 / GREY else "grey"
 
 
-def effect(wrong: Tensor, value: Tensor, variance: Tensor) -> Effect:
+def effect(wrong: Tensor, value: Tensor, variance: Tensor, limits: Limits) -> Effect:
     """wrong, value, variance [rows, ...], float64."""
     sigma = variance.sqrt().clamp_min(1e-30)  # exact ops: any difference is enormous
     error = ((wrong - value) / sigma).masked_fill(wrong == value, 0).nan_to_num(nan=1e30, posinf=1e30, neginf=-1e30)
@@ -216,4 +241,5 @@ def effect(wrong: Tensor, value: Tensor, variance: Tensor) -> Effect:
     heads = error.pow(2).mean((0, 2)).sqrt().max() if error.dim() == 3 else rows
     weight = (value / sigma).pow(2).sum().clamp_min(1e-300)
     scale = (error * value / sigma).sum() / weight
-    return Effect(*(float(x) for x in (rows, heads, error.abs().max(), scale, weight.rsqrt())))
+    scale_error = (1 / weight + limits.row_error**2 / len(value)).sqrt()
+    return Effect(*(float(x) for x in (rows, heads, error.abs().max(), scale, scale_error)), limits)

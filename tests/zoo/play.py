@@ -59,10 +59,11 @@ def play(loaded: Loaded, run: Run, mutant: Mutant | None = None, measure: bool =
     for call in run.calls:
         parts = [player.forward(part, call.phase) for part in call.slices]
         played.steps.append(_joined(call.phase, parts))
-    played.effects = _effects(player.measured)
+    storage = loaded.model.dtype
+    played.effects = _effects(player.measured, storage)
     if mutant and mutant.seen_at:
         played.effects = _moved(played.effects, mutant.seen_at)
-    played.local = _effects(player.checked)
+    played.local = _effects(player.checked, storage)
     return played
 
 
@@ -70,9 +71,9 @@ def play(loaded: Loaded, run: Run, mutant: Mutant | None = None, measure: bool =
 Measured = dict[str, list[tuple[Tensor, Tensor, Tensor]]]
 
 
-def _effects(measured: Measured) -> dict[str, Effect]:
+def _effects(measured: Measured, storage: torch.dtype) -> dict[str, Effect]:
     joined = {name: [torch.cat(x) for x in zip(*parts, strict=True)] for name, parts in measured.items()}
-    return {name: noise.effect(*three) for name, three in joined.items()}
+    return {name: noise.effect(*x, noise.Limits.of(parse_name(name)[0], storage)) for name, x in joined.items()}
 
 
 def _moved(effects: dict[str, Effect], points: tuple[str, ...]) -> dict[str, Effect]:

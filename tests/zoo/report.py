@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from zoo import noise
 from zoo.mutants import ALL
 from zoo.verdict import DESCRIBED, UNEXPLAINED, WRONG, Score
 
@@ -36,8 +35,9 @@ class Results:
 
     def add_floor(self, dtype: str, result: dict[str, Any]) -> None:
         for point in result["points"]:
+            op = point["op"] + (", composed" if point["bridged"] else "")
             for key in FLOOR_KEYS:
-                place = (point["op"], dtype, key)
+                place = (op, dtype, key)
                 self.floors[place] = max(self.floors[place], _error(point, key))
 
     def add_fault(self, score: Score, result: dict[str, Any]) -> None:
@@ -163,10 +163,9 @@ head of a mutant above the limit at the point where it must be found (such are f
 
 ## Mutants
 
-The expected effect is a multiple of the limit of detection ({row:g} noise units in a row or a head, {value:g} in a
-single value, or a scale of {errors:g} standard errors and {scale:g}), computed beforehand in float64. Behind the arrow:
-the noise units that the named cause leaves. `✓` alone: unexplained with a true pattern, as it should. `–`: called
-clean, below the limit. `?`: unexplained. `✗`: a deviation, listed above.
+The expected effect is a multiple of the [limit of detection](replay.md#limits), computed beforehand in float64. Behind
+the arrow: the noise units that the named cause leaves. `✓` alone: unexplained with a true pattern, as it should. `–`:
+called clean, below the limit. `?`: unexplained. `✗`: a deviation, listed above.
 
 {table}
 """
@@ -186,10 +185,6 @@ def markdown(results: Results, command: str) -> str:
         gap="\n".join(_gap(results)),
         acquittals="\n".join(_clean_table(results.clean)),
         odd="\n".join(f"| {one.what} | {'no' if one.complaints else 'yes'} |" for one in results.odd),
-        row=noise.ROW_LIMIT,
-        value=noise.VALUE_LIMIT,
-        errors=noise.SCALE_ERRORS,
-        scale=noise.SCALE_LIMIT,
         table="\n".join(_mutant_table(results.scores)),
     )
 

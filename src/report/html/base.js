@@ -123,7 +123,7 @@ function decades(scale, most = 7) {
 
 // The legend of a scale; marks: [[value, label], …].
 function legend(scale, unit, marks = []) {
-  const width = 260;
+  const width = 340;
   const steps = 52;
   const x = (v) => 10 + (width - 20) * Math.min(1, Math.max(0, along(v, scale)));
   // The unit keeps out of the way of the marks.

@@ -11,14 +11,14 @@ function lineChart(title, unit, series, limit) {
   const all = drawn.flatMap((one) => one.points);
   const note = drawn.flatMap((one) => [one.zero && `${one.label}: exactly 0 in ${count(one.zero, "layer")}`, one.odd && `${one.label}: infinite in ${count(one.odd, "layer")}`]).filter(Boolean);
   if (!all.length) return el("figure", { class: "chart" }, el("figcaption", {}, el("b", {}, title)), el("p", { class: "quiet" }, note.join("; ") || "Nothing to draw."));
-  const width = 560, height = 250, left = 52, right = 14, top = 12, bottom = 34;
+  const width = 420, height = 230, left = 46, right = 14, top = 12, bottom = 34;
   const values = all.map(([, v]) => v);
   const scale = scaleOf(values, 10 ** Math.floor(Math.log10(Math.min(...values))), 10 ** (Math.floor(Math.log10(Math.min(...values))) + 1));
   const layers = all.map(([layer]) => layer);
   const least = Math.min(...layers), most = Math.max(...layers);
   const x = (layer) => left + (most === least ? 0.5 : (layer - least) / (most - least)) * (width - left - right);
   const y = (v) => height - bottom - along(v, scale) * (height - top - bottom);
-  const step = Math.max(1, Math.ceil((most - least) / 14));
+  const step = Math.max(1, Math.ceil((most - least) / 10));
   const ticks = Array.from({ length: Math.floor((most - least) / step) + 1 }, (_, i) => least + i * step);
   return el("figure", { class: "chart" }, el("figcaption", {}, el("b", {}, title), el("span", { class: "quiet" }, ` ${unit}`)),
     svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title}, ${unit}, by layer: ` + drawn.map((one) =>

@@ -176,7 +176,13 @@ function mapSection() {
   const found = el("output", { class: "quiet", "aria-live": "polite", for: "filter" });
   const filter = el("input", { id: "filter", type: "search", placeholder: "Filter: attn_q L3 faulty", autocomplete: "off", spellcheck: "false",
     "aria-label": "Filter points by name, layer, class or verdict", oninput: () => show({ find: filter.value }),
-    onkeydown: (event) => event.key === "Enter" && points.some(matcher(view.find)) && show({ point: points.find(matcher(view.find)).name }) });
+    onkeydown: openFirst });
+  function openFirst(event) {
+    const first = points.find(matcher(view.find));
+    if (event.key !== "Enter" || !first) return;
+    event.preventDefault();  // or the same key would press the button that gets the focus
+    show({ point: first.name });
+  }
   const switcher = measureSwitch();
   const table = el("details", { class: "all", ontoggle: () => update() }, el("summary", {}), el("div", { class: "scroll" }));
   let painted = "";

@@ -50,11 +50,15 @@ const MEASURES = [
   { id: "reference", label: "Op error, reference", unit: "noise units, worst row", format: noise,
     of: (point) => localError(point.reference) },
 ].filter((measure) => points.some((point) => point[measure.id === "difference" ? "compared" : measure.id]));
+// What is well within its bound looks clean. A bound is that of 16-bit arithmetic at its depth, or of f32; the least is shown.
+const bounds = points.map((point) => value(point.compared?.bound ?? null)).filter((bound) => bound > 0);
+const leastBound = bounds.length ? Math.min(...bounds) : null;
 for (const measure of MEASURES) {
   const values = points.map(measure.of);
-  measure.scale = measure.id === "difference" ? scaleOf(values, null, 1) : scaleOf(values, 1, 1e4);
+  measure.scale = measure.id === "difference" ? scaleOf(values, leastBound && leastBound / 10, 10) : scaleOf(values, 1, 1e4);
   const limits = measure.id === "difference" ? [] : cleanLimits(measure.id);
-  measure.marks = limits.length ? [[Math.min(...limits), `clean < ${noise(Math.min(...limits))}`]] : [];
+  if (measure.id === "difference") measure.marks = leastBound ? [[leastBound, `bound ${num(leastBound)}`]] : [];
+  else measure.marks = limits.length ? [[Math.min(...limits), `clean < ${noise(Math.min(...limits))}`]] : [];
 }
 
 const GLYPHS = {

@@ -129,6 +129,7 @@ Json SequenceJson(const SequencePair& pair) {
   }
   return {{"reference", pair.reference},
           {"candidate", pair.candidate},
+          {"first_decode", pair.first_decode},
           {"positions", std::move(positions)},
           {"ids", std::move(ids)}};
 }

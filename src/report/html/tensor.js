@@ -129,7 +129,7 @@ function windowTable(window, worst) {
     if (rgb) Object.assign(td.style, { backgroundColor: css(rgb), color: inkOn(rgb) });
     return td;
   };
-  return el("div", { class: "scroll" }, el("table", { class: "window" }, el("caption", {}, `sequence ${window.sequence}${window.head >= 0 ? `, head ${window.head}` : ""}: the reference above, the candidate below; the darker, the further apart; the worst is framed`),
+  return el("div", { class: "scroll" }, el("table", { class: "window" }, el("caption", {}, `sequence ${window.sequence}${window.head >= 0 ? `, head ${window.head}` : ""}: the reference above, the candidate below; the stronger the colour, the further apart; the worst is framed`),
     el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "position"), window.channels.map((channel) => el("th", { scope: "col" }, `ch ${channel}`)))),
     el("tbody", {}, window.positions.map((position, row) => el("tr", {}, el("th", { scope: "row" }, position), window.channels.map((_, column) => cell(row, column)))))));
 }
@@ -218,7 +218,7 @@ function tensorParts(point) {
     c && el("div", { class: "panel" }, el("h3", {}, "Difference"), metricFacts(c)),
     c && el("div", { class: "panel" }, el("h3", {}, "Statistics of both sides"), statisticFacts(c),
       point.details.compared && el("div", {}, el("h3", {}, "Relative L2 by phase"), facts(["prefill", "decode"].map((phase) => [phase, point.details.compared.phases[phase] === "NaN" ? null : figure(point.details.compared.phases[phase])])))),
-    SIDES.toReversed().filter((side) => point[side]).map((side) => el("div", { class: "panel" }, el("h3", {}, compares ? `The op itself, ${side}` : "The op itself"), localFacts(point[side], point.details[side]))),
+    SIDES.toReversed().filter((side) => point[side]).map((side) => el("div", { class: "panel", "data-side": side }, el("h3", {}, compares ? `The op itself, ${side}` : "The op itself"), localFacts(point[side], point.details[side]))),
   ].flat().filter((part) => part && part.hasChildNodes());
 }
 

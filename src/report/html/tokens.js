@@ -28,7 +28,7 @@ function sequenceText(sequence, rows, select) {
   const chips = sequence.ids.map((id, i) => {
     const row = rows.get(`${sequence.reference}/${sequence.positions[i]}`);
     const mark = row ? rowMark(row) : "";
-    const generated = sequence.prompt !== undefined && sequence.positions[i] >= sequence.prompt;
+    const generated = sequence.first_decode >= 0 && sequence.positions[i] >= sequence.first_decode;
     const properties = { class: `chip ${mark} ${generated ? "generated" : ""}`, title: `position ${sequence.positions[i]}, id ${id}${row ? `, then: ${rowNote(row)}, KL ${num(row.kl)}` : ""}` };
     const content = [tokenText(id), mark && el("span", { class: "chipmark" }, mark === "tie" ? "≈" : "≠")];
     return row ? el("button", { ...properties, type: "button", "data-row": `${row.sequence}/${row.position}`, onclick: () => select(row, tokenText(id)) }, content) : el("span", properties, content);
@@ -73,7 +73,7 @@ function tokensSection() {
     tokens.rows.length > 0 ? el("p", {}, `The largest logit agrees in `, el("b", {}, `${tokens.same_top} of ${tokens.rows.length}`), ` rows; `,
       el("b", {}, count(tokens.near_ties, "near tie")), `; of the five largest ${num(tokens.mean_common_top5)} in common; KL mean `, el("b", {}, figure(tokens.mean_kl)),
       tokens.max_kl && [" nats, largest ", el("b", {}, figure(tokens.max_kl.kl)), ` at position ${tokens.max_kl.position}`], ".") : el("p", { class: "quiet" }, "No logits are in common."),
-    el("ul", { class: "glyphs" }, [["generated", "generated", ""], ["differs", "the sides choose different tokens next", "≠"], ["tie", "near tie", "≈"]].filter(([kind]) => body.querySelector(`.chip.${kind}`))
+    el("ul", { class: "glyphs" }, [["generated", "generated (decode steps); the others are the prompt", ""], ["differs", "the sides choose different tokens next", "≠"], ["tie", "near tie", "≈"]].filter(([kind]) => body.querySelector(`.chip.${kind}`))
       .map(([kind, text, mark]) => el("li", {}, el("span", { class: `chip ${kind}` }, "abc", mark && el("span", { class: "chipmark" }, mark)), ` ${text}`))),
     body, panel, tokens.rows.length > 0 && list);
 }

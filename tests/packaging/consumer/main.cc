@@ -41,7 +41,7 @@ int main(int argc, char** argv) {
   Write(b, 0.5F);
   const int same = lockstep::Compare({a}, {a}).ExitCode();
   const lockstep::CompareResult result = lockstep::Compare({a}, {b});
-  const int by_c = lockstep_compare(a.c_str(), b.c_str(), -1, -1, nullptr);
+  const int by_c = lockstep_compare(a.c_str(), b.c_str(), -1, -1, nullptr, nullptr);
   std::fputs(lockstep::TextReport(result).c_str(), stdout);
   std::printf("version %s, same %d, different %d, by the C API %d\n", lockstep_version(), same, result.ExitCode(),
               by_c);
