@@ -135,7 +135,8 @@ class Pairing {
   }
 
   void Take(Left::iterator ref, Left::iterator cand, size_t common) {
-    pairs_.push_back({*ref, *cand, common, FirstDecode(*ref, *cand), CommonIds(reference_.sequences.at(*ref), candidate_.sequences.at(*cand))});
+    pairs_.push_back({*ref, *cand, common, CommonIds(reference_.sequences.at(*ref), candidate_.sequences.at(*cand)),
+                      FirstDecode(*ref, *cand)});
     left_reference_.erase(ref);
     left_candidate_.erase(cand);
   }

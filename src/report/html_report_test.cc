@@ -102,7 +102,7 @@ TEST(HtmlReportTest, PolicyNamesStyleAndScript) {
 
 TEST(HtmlReportTest, TextsOfTokens) {
   Judged judged = MakeJudged({MakePoint("logits")});
-  judged.compare.pairs = {{0, 0, 2, 1, {{0, 7}, {1, -1}}}};
+  judged.compare.pairs = {{0, 0, 2, {{0, 7}, {1, -1}}, 1}};
   const Json payload = PagePayload(judged, {.token_text = [](int32_t id) { return "text " + std::to_string(id); }});
   EXPECT_EQ(payload["texts"].dump(), R"([[7,"text 7"]])");
   EXPECT_EQ(payload["sequences"][0]["ids"].dump(), "[7,-1]");
