@@ -26,9 +26,7 @@ from zoo.runs import Run, decode, one  # noqa: E402
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 FAULTY = "layer_0_attn_q_rope"
 # Ends the data, closes attributes, is an image that fails, turns the direction round, holds a control character.
-HOSTILE = (
-    "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\"'&amp;\u202e\u2028\x9b2J"
-)
+HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\"'&amp;\u202e\u2028\x9b2J"
 
 
 class Page:
