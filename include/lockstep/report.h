@@ -63,6 +63,16 @@ std::string JsonReport(const TraceListing& listing);
 std::string JsonReport(const std::vector<TensorLook>& looks);
 std::string JsonReport(const CheckResult& result);
 
+// JUnit's XML: a test case a point; what makes the run different is a failure, what was not judged is skipped. Valid
+// whatever the names hold.
+std::string JunitReport(const Judged& judged);
+std::string JunitReport(const Diagnosis& diagnosis);
+
+// A page for the summary of a CI run, below 60 KB: verdict, findings, worst points, tokens. Nothing from a trace can
+// become markup in it.
+std::string MarkdownReport(const Judged& judged);
+std::string MarkdownReport(const Diagnosis& diagnosis);
+
 struct HtmlOptions {
   std::string command_line;                        // as it was given; may be empty
   std::function<std::string(int32_t)> token_text;  // empty: tokens are shown as ids
@@ -77,8 +87,8 @@ std::string HtmlReport(const Diagnosis& diagnosis, const HtmlOptions& options = 
 // Usual fix: …"
 std::string FindingSentence(const Finding& finding);
 
-// Names and messages come from traces and are not trusted: control characters (C0, DEL, C1), direction overrides and
-// bytes that are no UTF-8 become \xNN or \u{NNNN}, so that nothing moves a terminal's cursor.
+// Names and messages come from traces and are not trusted: control characters (C0, DEL, C1), direction overrides, other
+// invisible characters and bytes that are no UTF-8 become \xNN or \u{NNNN}, so that nothing moves a terminal's cursor.
 std::string Escaped(std::string_view text);
 
 }  // namespace lockstep

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <utility>
 
 #include "cli/command.h"
@@ -41,24 +42,57 @@ TextOptions TerminalOptions(bool all) {
   return out;
 }
 
-void ComparisonOptions::AddTo(CLI::App& command) {
-  command.add_option("--atol", atol, "Your own absolute tolerance: |c - r| <= atol + rtol |r|")
-      ->check(CLI::NonNegativeNumber);
-  command.add_option("--rtol", rtol, "Your own relative tolerance")->check(CLI::NonNegativeNumber);
+namespace {
+
+void PrintText(const std::string& text) {
+  if (std::fputs(text.c_str(), stdout) < 0 || std::fflush(stdout) != 0) {
+    throw Error("standard output: cannot be written: " + std::string(std::strerror(errno)));
+  }
+}
+
+template <typename Result>
+int PrintResult(const Result& result, const ExportOptions& options, const std::string& model) {
+  const bool markdown_only = options.markdown == "-";
+  PrintText(markdown_only ? MarkdownReport(result) : TextReport(result, TerminalOptions(options.all)));
+  if (!options.json.empty()) WriteFile(options.json, JsonReport(result));
+  if (!options.junit.empty()) WriteFile(options.junit, JunitReport(result));
+  if (!options.markdown.empty() && !markdown_only) WriteFile(options.markdown, MarkdownReport(result));
+  if (!options.html.empty()) {
+    WriteFile(options.html, HtmlReport(result, PageOptions(model)));
+    if (!markdown_only) std::printf("report: %s\n", Escaped(options.html).c_str());
+  }
+  return result.ExitCode() == 0 ? kSame : kDifferent;
+}
+
+}  // namespace
+
+void ExportOptions::AddTo(CLI::App& command) {
   command.add_option("--json", json, "Write everything that was found to this file");
+  command.add_option("--junit", junit, "Write a JUnit XML file: a test case a point");
+  command.add_option("--markdown", markdown, "Write a summary for a CI page; - prints it in place of the text");
   command.add_option("--html", html, "Write a page to look at it: one file, opens in any browser");
   command.add_flag("--all", all, "Show every point, also of layers where all is well");
 }
 
+void ComparisonOptions::AddTo(CLI::App& command) {
+  command.add_option("--atol", atol, "Your own absolute tolerance: |c - r| <= atol + rtol |r|")
+      ->check(CLI::NonNegativeNumber);
+  command.add_option("--rtol", rtol, "Your own relative tolerance")->check(CLI::NonNegativeNumber);
+  ExportOptions::AddTo(command);
+}
+
 void WriteFile(const std::string& path, const std::string& text) {
-  const std::string temporary = path + ".tmp";
-  std::FILE* file = std::fopen(temporary.c_str(), "wb");
+  // A device or a pipe cannot be replaced by a file.
+  std::error_code ignored;
+  const bool replace = !std::filesystem::is_other(path, ignored);
+  const std::string target = replace ? path + ".tmp" : path;
+  std::FILE* file = std::fopen(target.c_str(), "wb");
   if (file == nullptr) throw Error(path + ": cannot be written: " + std::strerror(errno));
   const bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
   const bool closed = std::fclose(file) == 0;
-  if (!written || !closed || std::rename(temporary.c_str(), path.c_str()) != 0) {
+  if (!written || !closed || (replace && std::rename(target.c_str(), path.c_str()) != 0)) {
     const std::string reason = std::strerror(errno);
-    std::remove(temporary.c_str());
+    if (replace) std::remove(target.c_str());
     throw Error(path + ": " + std::to_string(text.size()) + " bytes cannot be written: " + reason);
   }
 }
@@ -95,31 +129,14 @@ std::function<void(size_t, size_t)> ProgressOf(std::string what) {
   };
 }
 
-namespace {
-
-void WritePage(const std::string& path, const std::string& page) {
-  WriteFile(path, page);
-  std::printf("report: %s\n", Escaped(path).c_str());
+int Print(const Judged& judged, const ExportOptions& options, const std::string& model) {
+  return PrintResult(judged, options, model);
 }
 
-}  // namespace
-
-int Print(const Judged& judged, const ComparisonOptions& options, const std::string& model) {
-  std::fputs(TextReport(judged, TerminalOptions(options.all)).c_str(), stdout);
-  if (!options.json.empty()) WriteFile(options.json, JsonReport(judged));
-  if (!options.html.empty()) WritePage(options.html, HtmlReport(judged, PageOptions(model)));
-  return judged.ExitCode() == 0 ? kSame : kDifferent;
-}
-
-int Print(const Diagnosis& diagnosis, const std::string& json, const std::string& html, bool all) {
-  std::fputs(TextReport(diagnosis, TerminalOptions(all)).c_str(), stdout);
-  if (!json.empty()) WriteFile(json, JsonReport(diagnosis));
-  if (!html.empty()) WritePage(html, HtmlReport(diagnosis, PageOptions("")));
-  return diagnosis.ExitCode() == 0 ? kSame : kDifferent;
-}
+int Print(const Diagnosis& diagnosis, const ExportOptions& options) { return PrintResult(diagnosis, options, ""); }
 
 int Print(const CheckResult& result, const std::string& json, bool all) {
-  std::fputs(TextReport(result, TerminalOptions(all)).c_str(), stdout);
+  PrintText(TextReport(result, TerminalOptions(all)));
   if (!json.empty()) WriteFile(json, JsonReport(result));
   return result.ExitCode() == 0 ? kSame : kDifferent;
 }

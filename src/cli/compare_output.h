@@ -12,12 +12,18 @@
 
 namespace lockstep::cli {
 
-struct ComparisonOptions {
+// Where a result goes beside the terminal: files, or empty.
+struct ExportOptions {
+  std::string json, junit, markdown, html;  // "-" for markdown: stdout, in place of the text
+  bool all = false;                         // the text shows every point
+
+  void AddTo(CLI::App& command);
+};
+
+struct ComparisonOptions : ExportOptions {
   std::optional<double> atol, rtol;
   std::string points, layers;
   std::vector<std::string> pairs;  // "0:1"
-  std::string json, html;          // files, or empty
-  bool all = false;
 
   // Without --points and --layers, which `debug` shares with the capture.
   void AddTo(CLI::App& command);
@@ -36,13 +42,13 @@ std::function<void(size_t done, size_t total)> ProgressOf(std::string what);
 // Width and colours of stdout.
 TextOptions TerminalOptions(bool all);
 
-// Prints the table on stdout, writes the JSON file and the page if there are to be any. model: its tokenizer tells the
-// texts of tokens; may be empty. Returns the exit code.
-int Print(const Judged& judged, const ComparisonOptions& options, const std::string& model);
-int Print(const Diagnosis& diagnosis, const std::string& json, const std::string& html, bool all);
+// Prints the table on stdout, writes the files that there are to be. model: its tokenizer tells the texts of tokens;
+// may be empty. Returns the exit code. Throws Error where something cannot be written.
+int Print(const Judged& judged, const ExportOptions& options, const std::string& model);
+int Print(const Diagnosis& diagnosis, const ExportOptions& options);
 int Print(const CheckResult& result, const std::string& json, bool all);
 
-// Writes a file whole or not at all. Throws Error.
+// Writes a file whole or not at all (devices and pipes: as they take it). Throws Error.
 void WriteFile(const std::string& path, const std::string& text);
 
 }  // namespace lockstep::cli

@@ -75,6 +75,7 @@ int DebugLive(const DebugOptions& options, const std::string& reference, const s
   LiveOutput output(reference, failing, options.comparison);
   RunEngine(RunOf(options, reference, "live"), output);
   const int exit_code = Print(Judged{output.Finish()}, options.comparison, options.run.model);
+  if (options.comparison.markdown == "-") return exit_code;
   std::printf("no op was replayed: --live keeps no trace of the engine; leave it out to have every op judged\n");
   std::printf("traces: %s%s%s\n", reference.c_str(), failing.empty() ? "" : " ", failing.c_str());
   return exit_code;
@@ -125,7 +126,7 @@ int Debug(const DebugOptions& options) {
   judged.reference = TryDiagnose(Side::kReference, reference, options, &judged.compare.notes);
   judged.candidate = TryDiagnose(Side::kCandidate, candidate, options, &judged.compare.notes);
   const int exit_code = Print(judged, options.comparison, options.run.model);
-  std::printf("traces: %s %s\n", reference.c_str(), candidate.c_str());
+  if (options.comparison.markdown != "-") std::printf("traces: %s %s\n", reference.c_str(), candidate.c_str());
   return exit_code;
 }
 

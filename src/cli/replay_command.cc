@@ -7,10 +7,9 @@
 namespace lockstep::cli {
 
 void AddReplay(CLI::App& app, int& exit_code) {
-  struct Options {
+  struct Options : ExportOptions {
     std::vector<std::string> traces;
-    std::string model, points, layers, json, html;
-    bool all = false;
+    std::string model, points, layers;
   };
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
@@ -20,15 +19,13 @@ void AddReplay(CLI::App& app, int& exit_code) {
   command->add_option("--model", options->model, "The checkpoint that was run")->required();
   command->add_option("--points", options->points, "Judge only these points: attn_*,logits");
   command->add_option("--layers", options->layers, "Judge only these layers: 0,2-4");
-  command->add_option("--json", options->json, "Write everything that was found to this file");
-  command->add_option("--html", options->html, "Write a page to look at it: one file, opens in any browser");
-  command->add_flag("--all", options->all, "Show every point, also of layers where all is well");
+  options->AddTo(*command);
   command->callback([options, &exit_code] {
     const ReplayOptions replay{.points = options->points,
                                .layers = options->layers,
                                .details = !options->html.empty(),
                                .progress = ProgressOf("replay")};
-    exit_code = Print(Diagnose(options->traces, options->model, replay), options->json, options->html, options->all);
+    exit_code = Print(Diagnose(options->traces, options->model, replay), *options);
   });
 }
 

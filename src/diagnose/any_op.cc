@@ -2,12 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <utility>
+
+#include "diagnose/causes.h"
 
 namespace lockstep {
 namespace {
-
-constexpr double kLargestF16 = 65504;
 
 using Element = std::function<void(int64_t channel, double* value, double* variance)>;
 
@@ -95,6 +96,55 @@ void ProposeClamped(const Evidence& evidence, std::vector<Hypothesis>* out) {
               OnEach([low, high](int64_t, double* value, double*) { *value = std::clamp(*value, low, high); })));
 }
 
+// c tanh(y / c): what is left of the sample falls towards the right c from both sides.
+void ProposeSoftCap(const Evidence& evidence, const Sample& sample, std::vector<Hypothesis>* out) {
+  constexpr size_t kRows = 4;     // of a fit
+  constexpr double kBends = 2.5;  // the largest value must lose 5 %
+  double largest = 0;
+  for (const int64_t i : evidence.affected()) {
+    for (int64_t c = 0; c < evidence.width(); ++c) {
+      if (!std::isfinite(evidence.Captured(i)[c]) || !std::isfinite(evidence.Expected(i)[c])) return;
+      largest = std::max(largest, std::abs(evidence.Expected(i)[c]));
+    }
+  }
+  if (largest == 0 || evidence.everything()) return;
+  const auto left = [&](double log) {
+    const double cap = std::exp(log);
+    double sum = 0;
+    for (size_t k = 0; k < std::min(kRows, evidence.affected().size()); ++k) {
+      const int64_t i = evidence.affected()[k];
+      for (int64_t c = 0; c < evidence.width(); ++c) {
+        if (!evidence.Affected(i, c)) continue;
+        const double off = evidence.Captured(i)[c] - cap * std::tanh(evidence.Expected(i)[c] / cap);
+        sum += off * off;
+      }
+    }
+    return sum;
+  };
+  double best = std::log(largest);
+  for (int k = -20; k <= 20; ++k) {
+    const double log = std::log(largest) + 0.2 * k;
+    if (left(log) < left(best)) best = log;
+  }
+  const double fitted = std::exp(Minimum(best - 0.2, best + 0.2, left));
+  if (fitted > kBends * largest) return;  // a scale, if anything
+  const DType storage = evidence.storage();
+  for (int digits = 1; digits <= 7; ++digits) {
+    const double cap = std::strtod(Number(fitted, digits).c_str(), nullptr);
+    const After after = OnEach([cap, storage](int64_t, double* value, double* variance) {
+      const double t = std::tanh(*value / cap), slope = 1 - t * t;
+      *value = cap * t;
+      *variance = *variance * slope * slope + StorageRounding(storage, *value);
+    });
+    if (!ExplainsSample(evidence, sample, after)) continue;
+    const std::string number = Number(cap);
+    out->push_back(Changed(evidence.call(), "values-clamped",
+                           "caps its result softly: " + number + " tanh(y / " + number + ")",
+                           "Qwen3 caps neither its scores nor its logits: Gemma 2 does.", after));
+    return;
+  }
+}
+
 // Infinite where f16 ends, and nowhere else.
 void ProposeOverflow(const Evidence& evidence, std::vector<Hypothesis>* out) {
   constexpr double kRoundsToInfinity = 65520;
@@ -141,8 +191,12 @@ void ProposeRounded(const Case& fault, const Evidence& evidence, std::vector<Hyp
       }
     }
   };
-  out->push_back(Changed(evidence.call(), "values-rounded", "rounds its result to " + grid->text,
-                         "Check the dtype of every buffer and of every conversion on the way to the result.", after));
+  const bool overflows = std::isfinite(grid->most);
+  out->push_back(
+      Changed(evidence.call(), overflows ? "values-overflow" : "values-rounded", "rounds its result to " + grid->text,
+              overflows ? "bf16 values do not fit f16: keep bf16, or scale."
+                        : "Check the dtype of every buffer and of every conversion on the way to the result.",
+              after));
 }
 
 }  // namespace
@@ -191,6 +245,7 @@ void ProposeForAnyOp(const Case& fault, std::vector<Hypothesis>* out) {
   if (evidence.affected().empty()) return;
   ProposeForOp(fault, out);
   ProposeForValues(evidence, out);
+  ProposeSoftCap(evidence, fault.sample, out);
   ProposeRounded(fault, evidence, out);
   ProposeStale(fault, evidence, out);
   ProposeOtherTokens(fault, evidence, out);

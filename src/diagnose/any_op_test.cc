@@ -110,7 +110,7 @@ TEST(AnyOpTest, Clamped) {
             "values-clamped: clamps its result at ±1.5");
   // Pressed together, not cut off.
   EXPECT_EQ(Causes(OnValues([](const TokenAt&, int64_t, double* value) { *value = 1.5 * std::tanh(*value / 1.5); })),
-            "");
+            "values-clamped: caps its result softly: 1.5 tanh(y / 1.5)");
 }
 
 TEST(AnyOpTest, Overflow) {

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <map>
 
+#include "diagnose/search.h"
 #include "replay/noise.h"
 
 namespace lockstep {
@@ -18,6 +20,9 @@ std::pair<int, int> OrderOf(const PointAt& point, int num_layers) {
 }
 
 }  // namespace
+
+Case::Case(Evaluator& of, const PointErrors& all, const Sample& some)
+    : evaluator(of), errors(all), sample(some), affected(AffectedCells(all)), row_of(JudgedRowsOf(all, some.tokens)) {}
 
 void AddRows(const Case& fault, std::span<const Row> rows, std::vector<Hypothesis>* out) {
   for (const Row& row : rows) {
@@ -118,9 +123,11 @@ std::optional<Block> InputRows(const Case& fault, const PointAt& input) {
 }
 
 bool ShowsInScaleAlone(const PointErrors& errors) {
+  constexpr double kEven = 2;  // a fault of some rows stands out further than noise does
   const LocalError& summary = errors.summary;
   const Limits limits = errors.limits();
-  return ScaleIsOff(summary, limits.scale_suspect) && summary.whole <= limits.row_suspect;
+  return ScaleIsOff(summary, limits.scale_suspect) && summary.whole <= limits.row_suspect &&
+         summary.worst_row <= kEven * limits.row_suspect && summary.worst_head <= kEven * limits.cell_suspect;
 }
 
 std::vector<char> AffectedCells(const PointErrors& errors) {
@@ -169,13 +176,11 @@ std::vector<double> FitWeights(const Case& fault) {
   const PointErrors& errors = fault.errors;
   const Block& captured = fault.sample.captured;
   const Block& expected = fault.sample.expected.block;
-  const std::vector<char> affected = AffectedCells(errors);
-  const std::vector<int64_t> rows = JudgedRowsOf(errors, fault.sample.tokens);
   const int64_t cell_width = CellWidthOf(errors, captured.width);
   const Grid storage(errors.arithmetic.storage);
   std::vector<double> out(captured.value.size(), 0.0);
   for (int64_t r = 0; r < captured.rows; ++r) {
-    const int64_t row = rows[static_cast<size_t>(r)];
+    const int64_t row = fault.row_of[static_cast<size_t>(r)];
     if (row < 0) continue;
     // Where the right result nearly vanishes its noise does, too; not that of what was computed instead.
     double mean = 0;
@@ -184,7 +189,7 @@ std::vector<double> FitWeights(const Case& fault) {
     for (int64_t i = 0; i < captured.width; ++i) {
       const auto cell = static_cast<size_t>(row * errors.cells + i / cell_width);
       const auto at = static_cast<size_t>(r * captured.width + i);
-      if (!affected[cell] || !std::isfinite(captured.value[at]) || !std::isfinite(expected.value[at])) continue;
+      if (!fault.affected[cell] || !std::isfinite(captured.value[at]) || !std::isfinite(expected.value[at])) continue;
       const double own = expected.Variance(r) == nullptr ? 0 : expected.Variance(r)[i];
       const double variance = own + storage.Rounding(captured.value[at]) + 0.1 * mean;
       out[at] = std::isfinite(variance) && variance > 0 ? 1 / variance : 1;
@@ -222,6 +227,37 @@ std::vector<double> LeastSquares(const std::vector<const double*>& terms, const 
   std::vector<double> out(k);
   for (size_t i = 0; i < k; ++i) out[i] = a[i * (k + 1) + k] / a[i * (k + 1) + i];
   return out;
+}
+
+double Minimum(double low, double high, const std::function<double(double)>& f) {
+  constexpr double kGolden = 0.6180339887498949;
+  constexpr int kSteps = 36;  // to 3e-8 of the range
+  double a = high - kGolden * (high - low), b = low + kGolden * (high - low);
+  double of_a = f(a), of_b = f(b);
+  for (int i = 0; i < kSteps; ++i) {
+    if (of_a < of_b) {
+      high = b, b = a, of_b = of_a;
+      a = high - kGolden * (high - low), of_a = f(a);
+    } else {
+      low = a, a = b, of_a = of_b;
+      b = low + kGolden * (high - low), of_b = f(b);
+    }
+  }
+  return (low + high) / 2;
+}
+
+double Simplest(const Case& fault, double value, const std::function<OpCall(double)>& of) {
+  constexpr double kStandardErrors = 3;
+  const auto rows = static_cast<int64_t>(fault.sample.tokens.size());
+  const Fit best = FitOf(fault, of(value), rows);
+  if (best.elements == 0 || !std::isfinite(best.whole)) return value;
+  const double most = best.whole * best.whole + kStandardErrors * kStandardErrors / static_cast<double>(best.elements);
+  for (int digits = 1; digits < 7; ++digits) {
+    const double shorter = std::strtod(Number(value, digits).c_str(), nullptr);
+    const double whole = FitOf(fault, of(shorter), rows).whole;
+    if (whole * whole <= most) return shorter;
+  }
+  return value;
 }
 
 }  // namespace lockstep

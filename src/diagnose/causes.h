@@ -81,4 +81,10 @@ std::vector<double> FitWeights(const Case& fault);
 std::vector<double> LeastSquares(const std::vector<const double*>& terms, const double* value, const double* weight,
                                  int64_t n);
 
+// Where f is least in [low, high], if it falls towards it from both sides: by golden section.
+double Minimum(double low, double high, const std::function<double(double)>& f);
+// What was fitted as a reader would write it: the shortest number that fits the sample as well as `value` itself.
+// `of`: the call with a number.
+double Simplest(const Case& fault, double value, const std::function<OpCall(double)>& of);
+
 }  // namespace lockstep

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "diagnose/causes.h"
+#include "diagnose/key_slots.h"
 #include "diagnose/positions.h"
 #include "diagnose/search.h"
 
@@ -46,14 +47,34 @@ void AddScales(const Case& fault, std::vector<Hypothesis>* out) {
       if (value < least) least = value, best = from + step * i;
     }
   }
-  constexpr double kGolden = 0.6180339887498949;
-  double a = best - 0.1, b = best + 0.1;
-  for (int i = 0; i < 30; ++i) {
-    const double c = b - kGolden * (b - a), e = a + kGolden * (b - a);
-    left(c) < left(e) ? b = e : a = c;
-  }
-  const double fitted = std::exp((a + b) / 2);
+  const double fitted = std::exp(Minimum(best - 0.1, best + 0.1, left));
   add(fitted, "scales by " + Number(fitted, 4) + " instead of " + Number(right, 4), 1);
+}
+
+void AddSoftCaps(const Case& fault, std::vector<Hypothesis>* out) {
+  constexpr double kStep = 1.5;
+  const auto rows = std::min<int64_t>(4, static_cast<int64_t>(fault.sample.tokens.size()));
+  const auto with = [&](double cap) {
+    OpCall call = fault.errors.call;
+    call.attention.softcap = cap;
+    return call;
+  };
+  const auto left = [&](double log) {
+    const double share = FitOf(fault, with(std::exp(log)), rows).left;
+    return std::isfinite(share) ? share : 1e300;
+  };
+  double best = 0, least = 0.9;  // what leaves more explains nothing
+  for (double log = std::log(0.5); log < std::log(200.0); log += std::log(kStep)) {
+    const double share = left(log);
+    if (share < least) least = share, best = log;
+  }
+  if (best == 0) return;
+  const double fitted = std::exp(Minimum(best - std::log(kStep), best + std::log(kStep), left));
+  const double cap = Simplest(fault, fitted, with);
+  AddRow(
+      fault,
+      {"attention-softcapped", "caps the scores at " + Number(cap, 4), [cap](OpCall& c) { c.attention.softcap = cap; }},
+      out);
 }
 
 void AddMasks(const Case& fault, std::vector<Hypothesis>* out) {
@@ -69,8 +90,9 @@ void AddMasks(const Case& fault, std::vector<Hypothesis>* out) {
     const std::string count = std::to_string(std::abs(shift)), keys = std::abs(shift) == 1 ? " key" : " keys";
     AddRow(fault,
            {"attention-mask-shifted",
-            shift > 0 ? "sees " + count + keys + " after its own position"
-                      : "does not see its own" + (shift < -1 ? " and the " + count + "- 1 keys before" : " key"),
+            shift > 0
+                ? "sees " + count + keys + " after its own position"
+                : "does not see its own" + (shift < -1 ? " and the " + std::to_string(-shift - 1) + " before" : " key"),
             [shift](OpCall& c) { c.attention.mask_shift = shift; }},
            out);
   }
@@ -86,7 +108,7 @@ void AddLastKeys(const Case& fault, std::vector<Hypothesis>* out) {
           }},
          out);
   int64_t first = std::numeric_limits<int64_t>::max();
-  const std::vector<char> affected = AffectedCells(fault.errors);
+  const std::vector<char>& affected = fault.affected;
   for (size_t r = 0; r < fault.errors.tokens.size(); ++r) {
     const auto cells = affected.begin() + static_cast<ptrdiff_t>(r) * fault.errors.cells;
     if (std::find(cells, cells + fault.errors.cells, 1) != cells + fault.errors.cells) {
@@ -245,6 +267,7 @@ using Keys = std::vector<TokenAt>;
 // of [0, count); negative: zeros.
 Change CacheRows(std::function<int64_t(const Keys& keys, int64_t j)> from, bool keys_too, bool values_too) {
   return [=](OpCall& c) {
+    c.attention.by_step = true;
     c.before = [=](const Keys& tokens, size_t input, Block* block) {
       if (input == 0 || (input == 1 && !keys_too) || (input == 2 && !values_too)) return;
       const Block was = *block;
@@ -426,14 +449,10 @@ void ProposeForAttention(const Case& fault, std::vector<Hypothesis>* out) {
              out);
     }
   }
-  for (const double cap : {50.0, 30.0, 20.0, 10.0, 5.0}) {
-    AddRow(
-        fault,
-        {"attention-softcapped", "caps the scores at " + Number(cap), [cap](OpCall& c) { c.attention.softcap = cap; }},
-        out);
-  }
+  AddSoftCaps(fault, out);
   AddOutputOrder(fault, out);
   AddCache(fault, out);
+  AddKeySlots(fault, out);
   AddWindows(fault, out);
   if (layer > 0) {
     AddRow(fault,

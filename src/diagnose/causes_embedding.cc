@@ -54,7 +54,7 @@ std::map<TokenAt, int64_t> RowsTaken(const Case& fault) {
   const PointErrors& errors = fault.errors;
   const std::vector<int64_t> of_sample = Search(fault.sample.captured, *errors.call.matrix);
   if (std::find(of_sample.begin(), of_sample.end(), -1) != of_sample.end()) return {};
-  const std::vector<char> affected = AffectedCells(errors);
+  const std::vector<char>& affected = fault.affected;
   std::map<TokenAt, int64_t> out;
   const auto block = static_cast<size_t>(fault.evaluator.RowsPerBlock(errors.call.point));
   std::vector<TokenAt> part;

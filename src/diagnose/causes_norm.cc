@@ -72,7 +72,11 @@ void AddCounts(const Case& fault, std::vector<Hypothesis>* out) {
     add("norm-count", count, "divides the sum of squares by " + Number(count) + " instead of " + Number(right));
   };
   for (const double off : {-1.0, 1.0}) mean_over(right + off);
-  for (const double step : {16.0, 32.0, 64.0, 128.0, 256.0}) mean_over(std::ceil(right / step) * step);
+  // Padded: up to a multiple, or by it.
+  for (const double step : {16.0, 32.0, 64.0, 128.0, 256.0}) {
+    mean_over(std::ceil(right / step) * step);
+    mean_over(right + step);
+  }
   const int64_t derived = config.hidden_size / config.num_attention_heads;  // as engines derive a head_dim
   for (const double count : {right / 2, right * 2, std::sqrt(right), static_cast<double>(config.hidden_size),
                              static_cast<double>(config.head_dim), static_cast<double>(derived),
@@ -179,11 +183,13 @@ void ProposeForNorm(const Case& fault, std::vector<Hypothesis>* out) {
   AddWeights(fault, out);
   AddRotatedInput(fault, out);
   for (const DType dtype : {DType::kBF16, DType::kF16}) {
-    AddRow(fault,
-           {"norm-low-precision-statistics",
-            std::string("sums the squares in ") + (dtype == DType::kBF16 ? "bf16" : "f16"),
-            [dtype](OpCall& c) { c.norm.statistics = dtype; }},
-           out);
+    for (const bool input : {false, true}) {
+      AddRow(fault,
+             {"norm-low-precision-statistics",
+              std::string("sums the squares in ") + (dtype == DType::kBF16 ? "bf16" : "f16"),
+              [=](OpCall& c) { c.norm.statistics = dtype, c.norm.statistics_of_rounded = input; }},
+             out);
+    }
   }
   AddWrongInputs(fault, 0, "norm-wrong-input", {}, out);
 }

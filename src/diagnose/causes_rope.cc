@@ -4,12 +4,14 @@
 #include <array>
 #include <cmath>
 #include <complex>
+#include <cstdlib>
 #include <map>
 #include <numbers>
 #include <numeric>
 
 #include "diagnose/causes.h"
 #include "diagnose/positions.h"
+#include "diagnose/search.h"
 
 namespace lockstep {
 namespace {
@@ -251,13 +253,32 @@ double BestLog(const Angles& angles, double low, double high, const FrequenciesA
   return best;
 }
 
+// A theta of many digits is one by its measurement: the last ones differ from layer to layer.
+std::string ThetaText(double theta) {
+  const std::string text = Number(theta, 4);
+  return std::strtod(text.c_str(), nullptr) == theta ? Number(theta) : text;
+}
+
+// Theta from a guess of its logarithm: measured angles weigh pairs by their size, not by their noise.
+double FittedTheta(const Case& fault, double log_guess) {
+  constexpr double kReach = 2e-3;
+  const auto with = [&](double theta) {
+    OpCall call = fault.errors.call;
+    call.rope.frequencies = RopeFrequencies(theta, call.head_dim);
+    return call;
+  };
+  const auto rows = static_cast<int64_t>(fault.sample.tokens.size());
+  const auto left = [&](double log) { return FitOf(fault, with(std::exp(log)), rows).whole; };
+  return Simplest(fault, std::exp(Minimum(log_guess - kReach, log_guess + kReach, left)), with);
+}
+
 void AddFitted(const Case& fault, const Angles& angles, std::vector<Hypothesis>* out) {
   const int64_t d = fault.errors.call.head_dim;
   const double theta = fault.evaluator.model().config().rope_theta;
   const auto of_theta = [d](double log) { return RopeFrequencies(std::exp(log), d); };
-  const double fitted = std::exp(BestLog(angles, std::log(10.0), std::log(1e9), of_theta));
+  const double fitted = FittedTheta(fault, BestLog(angles, std::log(10.0), std::log(1e9), of_theta));
   AddRow(fault,
-         {"rope-theta", "theta " + Number(fitted, 4) + " instead of " + Number(theta),
+         {"rope-theta", "theta " + ThetaText(fitted) + " instead of " + Number(theta),
           FrequenciesOf(RopeFrequencies(fitted, d))},
          out);
   const auto of_factor = [&](double log) {

@@ -157,7 +157,7 @@ TEST_F(RopeTest, Interleaved) { EXPECT_EQ(Cause({.interleaved = true}), "rope-in
 
 TEST_F(RopeTest, ThetaIsMeasured) {
   EXPECT_EQ(Cause({.theta = 123400}), "rope-theta");
-  EXPECT_EQ(text_, "theta 1.234e+05 instead of 1000000");
+  EXPECT_EQ(text_, "theta 123400 instead of 1000000");
 }
 
 TEST_F(RopeTest, PositionsAreMeasured) {
@@ -332,6 +332,21 @@ TEST_F(AttentionTest, ScaleIsMeasured) {
 TEST_F(AttentionTest, WindowIsMeasured) {
   EXPECT_EQ(Cause({.window = 11}), "attention-window");
   EXPECT_EQ(text_, "sees only the last 11 keys");
+}
+
+TEST_F(AttentionTest, SlotIsMeasured) {
+  const Values q = Random(kTokens * kHeads * kDim), k = Random(kTokens * kKvHeads * kDim);
+  const Values v = Random(kTokens * kKvHeads * kDim);
+  Values stale_k = k, stale_v = v;
+  const int64_t width = kKvHeads * kDim;
+  for (Values* rows : {&stale_k, &stale_v}) std::copy_n(rows->begin() + 9 * width, width, rows->begin() + 4 * width);
+  EXPECT_EQ(CauseOf({{"layer_0_attn_q_rope", q},
+                     {"layer_0_attn_k_rope", k},
+                     {"layer_0_attn_v_proj_raw", v},
+                     {"layer_0_attn_context", Attended(q, stale_k, stale_v, {})}},
+                    kTokens),
+            "attention-stale-cache");
+  EXPECT_EQ(text_, "reads the keys and values of position 9 at position 4, too");
 }
 
 TEST_F(AttentionTest, PenaltyByDistanceStaysUnexplained) { EXPECT_EQ(Cause({.slope = 0.1}), "unexplained"); }

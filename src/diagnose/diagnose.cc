@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cctype>
 #include <cmath>
+#include <iterator>
 #include <map>
 
 #include "diagnose/causes.h"
@@ -32,16 +33,21 @@ std::string WithoutFigures(const std::string& text) {
   return out;
 }
 
+// The patterns of `a` that `b` has as well.
+std::vector<Pattern> Shared(const std::vector<Pattern>& a, const std::vector<Pattern>& b) {
+  std::vector<Pattern> out;
+  std::copy_if(a.begin(), a.end(), std::back_inserter(out), [&](const Pattern& pattern) {
+    return std::any_of(b.begin(), b.end(), [&](const Pattern& other) { return other.id == pattern.id; });
+  });
+  return out;
+}
+
+// Of the same point in two layers. Without a cause it is one fault where it looks alike.
 bool SameFault(const Finding& a, const Finding& b) {
   if (a.point != b.point || a.cause.has_value() != b.cause.has_value()) return false;
   if (a.cause)
     return a.cause->cause == b.cause->cause && WithoutFigures(a.cause->text) == WithoutFigures(b.cause->text);
-  const auto ids = [](const Finding& finding) {
-    std::vector<std::string> out;
-    for (const Pattern& pattern : finding.patterns) out.push_back(pattern.id);
-    return out;
-  };
-  return ids(a) == ids(b);
+  return !Shared(a.patterns, b.patterns).empty();
 }
 
 // E6 and its kind: rows of another width than the model's.
@@ -186,7 +192,11 @@ class Diagnostician {
       if (!SameFault(other, finding)) continue;
       if (layer >= 0) other.layers.push_back(layer);
       other.names.push_back(finding.names.front());
-      if (other.cause) other.cause->explained = std::max(other.cause->explained, finding.cause->explained);
+      if (other.cause) {
+        other.cause->explained = std::max(other.cause->explained, finding.cause->explained);
+      } else {
+        other.patterns = Shared(other.patterns, finding.patterns);
+      }
       if (finding.error > other.error) {
         other.error = finding.error;
         other.clean = finding.clean;

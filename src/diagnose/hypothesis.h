@@ -20,9 +20,17 @@ struct Sample {
 
 // A locally faulty op.
 struct Case {
+  // REQUIRES: all outlive this.
+  Case(Evaluator& evaluator, const PointErrors& errors, const Sample& sample);
+
   Evaluator& evaluator;
   const PointErrors& errors;  // of all rows against the right call, errors.call
   const Sample& sample;
+  const std::vector<char> affected;   // [rows, cells] of `errors`: AffectedCells
+  const std::vector<int64_t> row_of;  // [rows of the sample] in `errors`; -1 where it was not judged
+  // Elements that were evaluated on it so far, of keys and values too: what a search may cost is counted, not timed, so
+  // that a verdict depends on no machine.
+  mutable double work = 0;
 };
 
 struct Hypothesis {

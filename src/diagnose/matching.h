@@ -2,6 +2,7 @@
 // where it explains far more values than it has parameters, down to the noise floor.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -10,6 +11,8 @@
 #include "diagnose/hypothesis.h"
 
 namespace lockstep {
+
+inline constexpr double kLargestF16 = 65504;
 
 // The errors of all rows and the values of some, with the limits between right and affected. A cell is affected that is
 // beyond what is clean or is not finite; where only the row as a whole is, all its cells are. Where no row is (a faint
@@ -116,6 +119,7 @@ struct CoarseGrid {
   double smallest = 0;       // with bits: no step is smaller (subnormal numbers)
   double step = 0;           // the same for all rows; 0: of each row its largest value / levels
   int levels = 0;            // 127: int8
+  double most = INFINITY;    // values beyond it were clamped to it: 65504
   bool toward_zero = false;  // truncated
   bool explains = true;      // what is expected, rounded to it, is what was captured, but for noise at the borders
   std::string text;          // "8 significant bits (bf16)"

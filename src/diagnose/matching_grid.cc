@@ -118,6 +118,14 @@ double SmallestOf(const Evidence& evidence, int bits) {
   return step;
 }
 
+double LargestCaptured(const Evidence& evidence) {
+  double largest = 0;
+  for (const int64_t i : evidence.affected()) {
+    for (int64_t c = 0; c < evidence.width(); ++c) largest = std::max(largest, std::abs(evidence.Captured(i)[c]));
+  }
+  return largest;
+}
+
 std::optional<CoarseGrid> GridOfBits(const Evidence& evidence) {
   size_t count = 0, others = 0;
   const int bits = MostBits(evidence, false, &count);
@@ -127,6 +135,10 @@ std::optional<CoarseGrid> GridOfBits(const Evidence& evidence) {
   grid.bits = bits;
   grid.smallest = SmallestOf(evidence, bits);
   grid.text = BitsText(bits);
+  if (bits == 11 && LargestCaptured(evidence) == kLargestF16) {
+    grid.most = kLargestF16;
+    grid.text += ", clamped at 65504";
+  }
   return grid;
 }
 
@@ -228,7 +240,7 @@ bool CoarseGrid::NearBorder(double y, double largest, double reach) const {
 double CoarseGrid::Round(double y, double largest) const {
   const double size = StepAt(y, largest);
   if (size == 0) return y;
-  return (toward_zero ? std::trunc(y / size) : std::nearbyint(y / size)) * size;
+  return std::clamp((toward_zero ? std::trunc(y / size) : std::nearbyint(y / size)) * size, -most, most);
 }
 
 std::optional<CoarseGrid> FindCoarseGrid(const Evidence& evidence) {

@@ -64,7 +64,7 @@ TEST(PatternsTest, Growth) {
   };
   EXPECT_EQ(Ids(growing(1, 0)), "exact-at-position-0 grows-with-position");
   EXPECT_EQ(Ids(growing(1, 5)), "grows-with-position");
-  EXPECT_EQ(Ids(growing(0, 5)), "noise");
+  EXPECT_EQ(Ids(growing(0, 5)), "noise everywhere");
 }
 
 TEST(PatternsTest, Ends) {

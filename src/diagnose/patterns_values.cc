@@ -6,8 +6,6 @@
 namespace lockstep {
 namespace {
 
-constexpr double kLargestF16 = 65504;
-
 // NaN or infinite where the right result is not.
 bool DescribeNonFinite(const Evidence& evidence, std::vector<Pattern>* out) {
   int64_t nans = 0, infinities = 0, overflowed = 0;
@@ -78,14 +76,14 @@ namespace {
 
 // Noise: 90 % of the cells are affected; the relative errors of 90 % of the sample's are within a factor of 4 of each
 // other; and the errors have nothing to do with what is expected: neither a mean nor a correlation of 0.1.
-bool DescribeNoise(const Evidence& evidence, std::vector<Pattern>* out) {
+void DescribeNoise(const Evidence& evidence, std::vector<Pattern>* out) {
   std::vector<double> cells;
   double mean = 0, cross = 0, squares = 0, values = 0;
   int64_t count = 0;
   for (const int64_t i : evidence.affected()) {
     for (int64_t c = 0; c < evidence.width(); ++c) {
       const double expected = evidence.Expected(i)[c], error = evidence.Captured(i)[c] - expected;
-      if (!std::isfinite(expected) || !std::isfinite(error)) return false;
+      if (!std::isfinite(expected) || !std::isfinite(error)) return;
       mean += error, cross += error * expected, squares += error * error, values += expected * expected;
       ++count;
     }
@@ -95,11 +93,10 @@ bool DescribeNoise(const Evidence& evidence, std::vector<Pattern>* out) {
     }
   }
   std::sort(cells.begin(), cells.end());
-  if (count < 64 || cells[cells.size() * 95 / 100] > 4 * cells[cells.size() * 5 / 100]) return false;
-  if (std::abs(cross) > 0.1 * std::sqrt(squares * values)) return false;
-  if (std::abs(mean) > 0.1 * std::sqrt(squares * static_cast<double>(count))) return false;
+  if (count < 64 || cells[cells.size() * 95 / 100] > 4 * cells[cells.size() * 5 / 100]) return;
+  if (std::abs(cross) > 0.1 * std::sqrt(squares * values)) return;
+  if (std::abs(mean) > 0.1 * std::sqrt(squares * static_cast<double>(count))) return;
   out->push_back({"noise", "random errors everywhere, of about " + Short(cells[cells.size() / 2]) + " of the values"});
-  return true;
 }
 
 }  // namespace
@@ -112,9 +109,10 @@ void DescribeRest(const Evidence& evidence, std::vector<Pattern>* out) {
   const int64_t all = evidence.num_rows() * evidence.cells();
   if (evidence.everything()) {
     out->push_back({"everywhere", "no single row is beyond its limit"});
-  } else if (10 * affected >= 9 * all && DescribeNoise(evidence, out)) {
     return;
-  } else if (affected == all) {
+  }
+  if (10 * affected >= 9 * all) DescribeNoise(evidence, out);
+  if (affected == all) {
     out->push_back({"everywhere", evidence.call().heads > 0 ? "in every row and head" : "in every row"});
   } else {
     const bool most = 10 * evidence.num_affected() >= 9 * evidence.num_rows();

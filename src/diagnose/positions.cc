@@ -114,7 +114,7 @@ std::map<TokenAt, int32_t> Search(const Case& fault) {
   const std::vector<TokenAt>& tokens = fault.errors.tokens;
   const int32_t furthest = std::min(2 * Furthest(tokens) + 64, 16384);
   const Table table(call.rope.frequencies, -64, furthest + 64);
-  const std::vector<char> affected = AffectedCells(fault.errors);
+  const std::vector<char>& affected = fault.affected;
   std::map<TokenAt, int32_t> out;
   std::vector<TokenAt> part;
   std::vector<size_t> rows;

@@ -5,7 +5,6 @@
 #include <numeric>
 #include <set>
 
-#include "base/clock.h"
 #include "diagnose/causes.h"
 
 namespace lockstep {
@@ -19,7 +18,8 @@ constexpr double kMostLeft = 0.5;
 // A fit is worse than another where it leaves so many times its error, and more than clean ops do.
 constexpr double kClearly = 1.8;
 constexpr double kFloor = 0.7;
-constexpr double kPairSeconds = 4;
+constexpr double kUnmasked = 1e12;       // squared noise units of a value where there should be none
+constexpr double kPairWork = 5e9;        // that the search for two mistakes may cost: seconds
 constexpr double kVerifyElements = 4e7;  // of all rows of the logits there are more
 
 struct Candidate {
@@ -91,16 +91,26 @@ std::vector<TokenAt> AffectedTokens(const PointErrors& errors, const std::vector
   return out;
 }
 
+// Multiplications, about.
+double WorkOf(const Case& fault, const OpCall& call, const std::vector<TokenAt>& tokens) {
+  constexpr double kEach = 30;     // of an element of an op that works row by row
+  constexpr double kProducts = 5;  // of attention
+  const auto width = static_cast<double>(fault.sample.captured.width);
+  if (call.op == Op::kLinear)
+    return static_cast<double>(tokens.size()) * width * static_cast<double>(call.matrix->columns);
+  if (call.op != Op::kAttention) return static_cast<double>(tokens.size()) * width * kEach;
+  double keys = 0;
+  for (const TokenAt& token : tokens) keys += token.position + 1;
+  return keys * width * kProducts;
+}
+
 class Search {
  public:
   explicit Search(const Case& fault)
-      : fault_(fault),
-        limits_(fault.errors.limits()),
-        affected_(AffectedCells(fault.errors)),
-        only_scale_(ShowsInScaleAlone(fault.errors)) {
+      : fault_(fault), limits_(fault.errors.limits()), only_scale_(ShowsInScaleAlone(fault.errors)) {
     const int64_t width = std::max<int64_t>(1, fault.sample.captured.width);
     const auto most = static_cast<int64_t>(kVerifyElements) / width;
-    tokens_ = AffectedTokens(fault.errors, affected_, std::max<int64_t>(most, kSampleRows));
+    tokens_ = AffectedTokens(fault.errors, fault.affected, std::max<int64_t>(most, kSampleRows));
   }
 
   // Proposes by one entry of the catalogue (its size: any op) and tries what comes.
@@ -208,7 +218,7 @@ class Search {
       if (rows[r] < 0) return {};
       bool all = true;
       for (int64_t c = 0; c < judged.cells; ++c) {
-        if (!affected_[static_cast<size_t>(rows[r] * judged.cells + c)]) {
+        if (!fault_.affected[static_cast<size_t>(rows[r] * judged.cells + c)]) {
           all = false;
           continue;
         }
@@ -240,43 +250,63 @@ class Search {
 
   const Case& fault_;
   const Limits limits_;
-  const std::vector<char> affected_;
   const bool only_scale_;
   std::vector<TokenAt> tokens_;
   std::vector<Candidate> fitting_, others_;
 };
 
+// Whether the call differs from the right one by more than rounding does: by what would be a fault.
+bool IsFault(const Case& fault, const Block& given) {
+  const Block& right = fault.sample.expected.block;
+  double squares = 0;
+  int64_t count = 0;
+  for (size_t i = 0; i < right.value.size(); ++i) {
+    if (!std::isfinite(right.value[i]) || !std::isfinite(given.value[i])) continue;
+    const double noise = NoiseUnits(given.value[i], right.value[i], right.variance.empty() ? 0 : right.variance[i]);
+    squares += noise * noise;
+    ++count;
+  }
+  const double limit = fault.errors.limits().row_faulty;
+  return squares > limit * limit * static_cast<double>(count);
+}
+
+// The second mistakes that may stand on one: of the op's own catalogue, proposed for what the first leaves.
+void TryOnGround(const Case& fault, const Hypothesis& ground, Search* search) {
+  PointErrors errors = fault.errors;
+  errors.call = ground.call;
+  Sample sample = fault.sample;
+  sample.expected = EvaluateRows(fault.evaluator, ground.call, sample.tokens);
+  if (sample.expected.block.width != sample.captured.width || !IsFault(fault, sample.expected.block)) return;
+  const Case on_ground(fault.evaluator, errors, sample);
+  const auto catalogue = Catalogue();
+  for (size_t entry = 0; entry < catalogue.size(); ++entry) {
+    if (catalogue[entry].op != fault.errors.call.op) continue;
+    std::vector<Hypothesis> second;
+    catalogue[entry].propose(on_ground, &second);
+    for (Hypothesis& hypothesis : second) {
+      if (hypothesis.cause == ground.cause) continue;
+      hypothesis.text = ground.text + "; and " + hypothesis.text;
+      hypothesis.cause = ground.cause;
+      hypothesis.advice = ground.advice;
+      hypothesis.freedom += ground.freedom;
+      search->Try(std::move(hypothesis), entry);
+    }
+  }
+  fault.work += on_ground.work;
+}
+
 // Two mistakes in one op: each hypothesis as the ground that the others are proposed on. Weights are too dear for it.
 void TryPairs(const Case& fault, Search* search) {
   const Op op = fault.errors.call.op;
   if (op == Op::kLinear || op == Op::kEmbedding || op == Op::kScores || op == Op::kSoftmax) return;
-  const auto catalogue = Catalogue();
-  const Clock::time_point start = Clock::now();
   std::vector<Hypothesis> grounds;
-  for (const CatalogueEntry& entry : catalogue) {
+  for (const CatalogueEntry& entry : Catalogue()) {
     if (entry.op == op) entry.propose(fault, &grounds);
   }
+  const double most = fault.work + kPairWork;
   for (const Hypothesis& ground : grounds) {
-    if (SecondsSince(start) > kPairSeconds) return;
-    if (ground.call.op != op) continue;  // nothing is left of the op to go wrong
-    PointErrors errors = fault.errors;
-    errors.call = ground.call;
-    Sample sample = fault.sample;
-    sample.expected = EvaluateRows(fault.evaluator, ground.call, sample.tokens);
-    if (sample.expected.block.width != sample.captured.width) continue;
-    const Case on_ground = {fault.evaluator, errors, sample};
-    for (size_t entry = 0; entry < catalogue.size(); ++entry) {
-      if (catalogue[entry].op != op) continue;
-      std::vector<Hypothesis> second;
-      catalogue[entry].propose(on_ground, &second);
-      for (Hypothesis& hypothesis : second) {
-        if (hypothesis.cause == ground.cause) continue;
-        hypothesis.text = ground.text + "; and " + hypothesis.text;
-        hypothesis.cause = ground.cause;
-        hypothesis.advice = ground.advice;
-        search->Try(std::move(hypothesis), entry);
-      }
-    }
+    if (fault.work > most) return;
+    if (ground.call.op == op) TryOnGround(fault, ground, search);  // else nothing is left of the op to go wrong
   }
 }
 
@@ -330,18 +360,18 @@ Fit FitOf(const Case& fault, const OpCall& call, int64_t rows) {
   if (std::find(wrong.observable.begin(), wrong.observable.end(), 0) != wrong.observable.end()) return {};
   const Block& captured = fault.sample.captured;
   const Block& right = fault.sample.expected.block;
-  const std::vector<char> affected = AffectedCells(errors);
-  const std::vector<int64_t> at = JudgedRowsOf(errors, tokens);
   const int64_t cell_width = CellWidthOf(errors, captured.width);
   const Limits limits = errors.limits();
+  fault.work += WorkOf(fault, call, tokens);
   Totals totals(limits);
   double before = 0, after = 0;
   bool contradicts = false;
   for (int64_t r = 0; r < rows; ++r) {
     bool all = true;
     for (int64_t c = 0; c < errors.cells; ++c) {
-      if (at[static_cast<size_t>(r)] < 0) continue;
-      const bool is_affected = affected[static_cast<size_t>(at[static_cast<size_t>(r)] * errors.cells + c)];
+      const int64_t row = fault.row_of[static_cast<size_t>(r)];
+      if (row < 0) continue;
+      const bool is_affected = fault.affected[static_cast<size_t>(row * errors.cells + c)];
       all = all && is_affected;
       double squares = 0, peak = 0;
       const int64_t end = std::min((c + 1) * cell_width, captured.width);
@@ -351,7 +381,11 @@ Fit FitOf(const Case& fault, const OpCall& call, int64_t rows) {
         const double noise = Finite(NoiseUnits(value, guess, variance ? variance[i] : 0));
         squares += noise * noise;
         peak = std::max(peak, noise);
-        if (!is_affected || !std::isfinite(value) || !std::isfinite(guess) || !std::isfinite(was)) continue;
+        if (!is_affected) continue;
+        // A score that should be masked, or should not; infinity that one of them has alone.
+        if (std::isfinite(value) != std::isfinite(was)) before += kUnmasked;
+        if (std::isfinite(value) != std::isfinite(guess)) after += kUnmasked;
+        if (!std::isfinite(value) || !std::isfinite(guess) || !std::isfinite(was)) continue;
         const double unit = right.Variance(r) && right.Variance(r)[i] > 0 ? right.Variance(r)[i] : 1;
         before += (value - was) * (value - was) / unit;
         after += (value - guess) * (value - guess) / unit;

@@ -162,7 +162,7 @@ Evaluated Evaluator::Attend(const OpCall& call, const std::vector<TokenAt>& toke
     const auto& written = captures_.Written(token.run, keys_of);
     const bool once =
         std::all_of(written.begin(), written.end(), [](const auto& entry) { return entry.second.size() == 1; });
-    Group& group = groups[{keys_of, once ? -1 : token.step}];
+    Group& group = groups[{keys_of, once && !call.attention.by_step ? -1 : token.step}];
     group.run = token.run, group.keys_of = keys_of;
     group.last_step = std::max(group.last_step, token.step);
     group.queries.push_back(i);

@@ -52,8 +52,9 @@ struct NormParams {
   std::vector<double> weight;  // [group], or [width]
   bool eps_outside_root = false;
   bool subtract_mean = false;
-  int times = 1;                   // applied
-  DType statistics = DType::kF64;  // in which the squares and their mean are rounded
+  int times = 1;                       // applied
+  DType statistics = DType::kF64;      // in which the squares and their mean are rounded
+  bool statistics_of_rounded = false;  // the values that are squared are rounded to it, too
 };
 
 struct RopeParams {
@@ -78,6 +79,7 @@ struct AttentionParams {
   bool this_step_only = false;                      // keys of earlier calls are not seen
   int64_t key_shift = 0;  // key j is read where key j - key_shift lies (rows of the cache off by so many)
   int64_t value_shift = 0;
+  bool by_step = false;               // each step reads the cache as it was then: `before` is called for its keys alone
   double softcap = 0;                 // scores become cap * tanh(score / cap); 0: they stay
   DType plain_softmax = DType::kF64;  // exp in that dtype, without subtracting the maximum; F64: a right softmax
   // The keys of another sequence than the row's; null: its own. -1: none.

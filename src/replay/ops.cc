@@ -54,6 +54,18 @@ Operand OperandOf(const Block& x, DType dtype) {
   return out;
 }
 
+// The sums over each of so many slices of the input: [slices, rows, columns]. Empty where there is but one.
+std::vector<double> PartialSums(const Operand& x, const std::vector<double>& weight, int64_t rows, int64_t columns,
+                                int64_t depth, int64_t slices) {
+  std::vector<double> out(slices > 1 ? static_cast<size_t>(slices * rows * columns) : 0);
+  for (int64_t s = 0; slices > 1 && s < slices; ++s) {
+    const int64_t begin = s * depth / slices, end = (s + 1) * depth / slices;
+    Product({x.value.data() + begin, depth}, rows, {weight.data() + begin, depth}, columns, end - begin,
+            {out.data() + s * rows * columns, columns});
+  }
+  return out;
+}
+
 }  // namespace
 
 Block Linear(const Block& x, const OpCall& call, const Arithmetic& arithmetic) {
@@ -78,19 +90,18 @@ Block Linear(const Block& x, const OpCall& call, const Arithmetic& arithmetic) {
       Product({operand.variances.data(), depth}, x.rows, {squares.data(), depth}, count, depth,
               {inherited.data(), count});
     }
+    const std::vector<double> parts = PartialSums(operand, weight, x.rows, count, depth, call.partial_sums);
     for (int64_t r = 0; r < x.rows; ++r) {
       double* value = y.Row(r) + begin;
       double* variance = y.Variance(r) + begin;
       for (int64_t j = 0; j < count; ++j) {
-        const double product = value[j];
         if (!call.bias.empty()) value[j] += call.bias[begin + j];
         double v = sum_error * sums[r * count + j];
         if (!inherited.empty()) v += inherited[r * count + j];
         variance[j] = storage.Rounding(value[j]) + v * operand.scale[r];
-        if (call.partial_sums > 1) {
-          const auto parts = static_cast<double>(call.partial_sums);
-          const double spread = std::sqrt(sums[r * count + j] * operand.scale[r] / parts);
-          variance[j] += parts * storage.Rounding(spread + std::abs(product) / parts);
+        for (size_t i = static_cast<size_t>(r * count + j); i < parts.size();
+             i += static_cast<size_t>(x.rows * count)) {
+          variance[j] += storage.Rounding(parts[i]);
         }
       }
     }
@@ -113,7 +124,8 @@ void NormGroup(const double* x, const double* x_variance, const double* weight, 
   }
   for (int64_t i = 0; i < n; ++i) {
     const double square = Square(x[i] - mean);
-    sum += norm.statistics == DType::kF64 ? square : statistics.Round(square);
+    const double seen = norm.statistics_of_rounded ? Square(statistics.Round(x[i] - mean)) : square;
+    sum += norm.statistics == DType::kF64 ? square : statistics.Round(seen);
     if (x_variance) spread += square * x_variance[i];
   }
   const double mean_square = statistics.Round(sum / norm.count);
@@ -284,6 +296,12 @@ Activated Activate(Activation activation, double x) {
   return {x, 1};
 }
 
+// x * sigmoid(1.702 x) where the product in the sigmoid and the sigmoid are rounded, each in a step of its own.
+double QuickGeluRounding(double x, const Grid& storage) {
+  const double s = 1 / (1 + std::exp(-1.702 * x));
+  return Square(x) * (storage.Rounding(s) + Square(s * (1 - s)) * storage.Rounding(1.702 * x));
+}
+
 }  // namespace
 
 Block SwiGlu(const Block& gate, const Block& up, const OpCall& call, const Arithmetic& arithmetic) {
@@ -302,11 +320,15 @@ Block SwiGlu(const Block& gate, const Block& up, const OpCall& call, const Arith
       const double value = params.multiply ? act.value * u[c] : params.add ? act.value + u[c] : act.value;
       // e^-x of a large argument: its rounding counts by the argument, as long as the result shows it.
       const double exponential = Square(act.value * a) * (4 + Square(std::min(std::abs(x[c]), 90.0)));
+      // x * sigmoid(1.702 x) is three ops, each rounded: the product, the sigmoid, and what it is multiplied by.
+      const double steps = params.activation == Activation::kQuickGelu ? QuickGeluRounding(x[c], storage) : 0;
       // 1 + erf or 1 + tanh cancels where x is far below 0: an absolute error.
       const bool cancels = params.activation == Activation::kGelu || params.activation == Activation::kGeluTanh;
       const double cancelled = cancels ? Square(2 * x[c] * a) : 0;
-      double variance =
-          storage.Rounding(value) + Square(factor) * (storage.Rounding(act.value) + exponential + cancelled);
+      // In F32 e^-x overflows from -88.7 on: x / (1 + e^-x) is 0 there in a correct engine, too.
+      const double overflowed = x[c] < -88 ? Square(act.value) : 0;
+      double variance = storage.Rounding(value) +
+                        Square(factor) * (storage.Rounding(act.value) + exponential + cancelled + steps + overflowed);
       if (x_variance) variance += Square(factor * act.slope) * x_variance[c];
       if (u_variance) variance += (params.multiply ? Square(act.value) : params.add ? 1 : 0) * u_variance[c];
       y.Row(r)[c] = value;

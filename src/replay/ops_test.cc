@@ -231,6 +231,15 @@ TEST(SwiGluTest, IsTheFormula) {
   EXPECT_NEAR(SwiGlu(gate, up, call, kF64).value[0], up.value[0] / (1 + std::exp(-up.value[0])) * gate.value[0], 1e-14);
 }
 
+// F32's e^90 is infinite, and x / (1 + inf) is 0.
+TEST(SwiGluTest, ForgivesZeroWhereTheExponentialOverflows) {
+  Block gate = Random(1, 2, 15), up = gate;
+  gate.value = {-90, -80}, up.value = {1e30, 1e30};
+  const Block y = SwiGlu(gate, up, OpCall{}, kF32);
+  EXPECT_LT(std::abs(y.value[0]), 2 * std::sqrt(y.variance[0]));
+  EXPECT_GT(std::abs(y.value[1]), 1e4 * std::sqrt(y.variance[1]));
+}
+
 TEST(EmbeddingTest, CopiesRowsAndForgivesNothing) {
   const OpCall call = LinearCall(9, 4, 17);
   std::vector<TokenAt> tokens = TokensAt({0, 1});

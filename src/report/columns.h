@@ -11,9 +11,9 @@
 
 namespace lockstep {
 
-constexpr size_t kNarrowest = 80;  // terminals narrower than that get lines of that width
-constexpr size_t kLongTable = 60;  // rows; beyond it, layers without anything to tell are folded
-constexpr size_t kNarrowestName = 12;
+constexpr size_t kNarrowest = 40;  // terminals narrower than that get lines of that width
+constexpr size_t kNarrowestName = 10;
+constexpr size_t kUsualName = 24;  // kept whole on terminals that are not narrow
 
 template <typename Row>
 struct Column {
@@ -29,18 +29,23 @@ size_t WidthOf(const std::vector<Column<Row>>& columns) {
   return width;
 }
 
-// Leaves out columns until the rest fits; one always stays.
+// Leaves out columns until the rest fits.
 template <typename Row>
 void FitColumns(size_t room, std::vector<Column<Row>>* columns) {
-  while (columns->size() > 1 && WidthOf(*columns) > room) {
+  std::erase_if(*columns, [room](const Column<Row>& column) { return 1 + TextWidth(column.title) > room; });
+  while (WidthOf(*columns) > room) {
     columns->erase(std::min_element(columns->begin(), columns->end(),
                                     [](const auto& a, const auto& b) { return a.keep < b.keep; }));
   }
 }
 
-inline std::string WithoutBlanksAtTheEnd(std::string line) {
-  line.resize(line.find_last_not_of(' ') + 1);
-  return line;
+// Leaves out columns for the names, then gives the names what is left. `fixed`: left of the names.
+template <typename Row>
+size_t FitNames(size_t width, size_t fixed, size_t natural, std::vector<Column<Row>>* columns) {
+  const size_t room = width > fixed ? width - fixed : 0;
+  const size_t name = std::min({natural, width < 80 ? kNarrowestName : kUsualName, room});
+  FitColumns(room - name, columns);
+  return std::max<size_t>(3, std::min(natural, room - std::min(room, WidthOf(*columns))));
 }
 
 template <typename Row>

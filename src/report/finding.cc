@@ -7,7 +7,6 @@
 
 #include "base/ranges.h"
 #include "lockstep/report.h"
-#include "report/paint.h"
 #include "report/words.h"
 
 namespace lockstep {
@@ -48,8 +47,7 @@ std::string EvidenceOf(const Finding& finding, const ReplayResult& replay) {
   });
   if (first == replay.points.end() || first->rows == 0) return "";
   return fmt::format("Worst at {}. {}: largest value {} at {}, scale {}.", PlaceText(finding.worst),
-                     Shortened(Escaped(first->name), 64), NoiseText(first->max), PlaceText(first->max_at),
-                     ScaleText(*first));
+                     NameText(first->name), NoiseText(first->max), PlaceText(first->max_at), ScaleText(*first));
 }
 
 }  // namespace
@@ -69,19 +67,22 @@ std::string FindingSentence(const Finding& finding) {
   return text + " -> " + CauseText(finding);
 }
 
-std::string FindingsText(const Diagnosis& diagnosis, const std::string& who, size_t width, bool color) {
-  std::string out;
-  for (const WeightMismatch& weight : diagnosis.replay.weights) {
-    const std::string text = who + Shortened(Escaped(weight.name), 64) + ": " + Escaped(weight.text);
-    out += Paint(Wrapped("WEIGHT     ", text, width), Color::kBad, color);
-  }
-  for (const Finding& finding : diagnosis.findings) {
-    out += Paint(Wrapped("FAULT      ", who + FindingSentence(finding), width), Color::kBad, color);
+void WriteFindings(const Diagnosis& diagnosis, const std::string& who, bool all, Page* page) {
+  constexpr size_t kMost = 10;
+  const auto write = [&](const char* label, const auto& list, Color color, const auto& write_item) {
+    for (size_t i = 0; i < list.size() && (all || i < kMost); ++i) write_item(list[i]);
+    if (!all && list.size() > kMost) page->Line(label, who + MoreText(list.size() - kMost), color);
+  };
+  write("WEIGHT     ", diagnosis.replay.weights, Color::kBad, [&](const WeightMismatch& weight) {
+    page->Line("WEIGHT     ", who + NameText(weight.name) + ": " + MessageText(weight.text), Color::kBad);
+  });
+  write("FAULT      ", diagnosis.findings, Color::kBad, [&](const Finding& finding) {
+    page->Line("FAULT      ", who + FindingSentence(finding), Color::kBad);
     const std::string evidence = EvidenceOf(finding, diagnosis.replay);
-    if (!evidence.empty()) out += Wrapped("           ", evidence, width);
-  }
-  for (const std::string& layout : diagnosis.layouts) out += Wrapped("LAYOUT     ", who + Escaped(layout), width);
-  return out;
+    if (!evidence.empty()) page->Line("           ", evidence);
+  });
+  write("LAYOUT     ", diagnosis.layouts, Color::kNone,
+        [&](const std::string& layout) { page->Line("LAYOUT     ", who + MessageText(layout)); });
 }
 
 std::string ReplayCounts(const ReplayResult& replay) {
@@ -89,8 +90,7 @@ std::string ReplayCounts(const ReplayResult& replay) {
   if (replay.suspect > 0) text += fmt::format(", {} SUSPECT", replay.suspect);
   if (replay.faulty > 0) text += fmt::format(", {} FAULTY", replay.faulty);
   if (replay.not_observable > 0) text += fmt::format(", {} not observable", replay.not_observable);
-  if (replay.first_faulty)
-    text += "; the first faulty one " + Shortened(Escaped(replay.points[*replay.first_faulty].name), 64);
+  if (replay.first_faulty) text += "; the first faulty one " + NameText(replay.points[*replay.first_faulty].name);
   return text;
 }
 

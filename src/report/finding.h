@@ -5,14 +5,15 @@
 #include <vector>
 
 #include "lockstep/diagnose.h"
+#include "report/page.h"
 
 namespace lockstep {
 
 // "0-27", "0-3,7": as the selections of the command line; empty without layers. `dash`: between the first and the last.
 std::string LayersText(const std::vector<int>& layers, const char* dash = "-");
 
-// Every finding and layout, wrapped. who: "candidate: ", or empty.
-std::string FindingsText(const Diagnosis& diagnosis, const std::string& who, size_t width, bool color);
+// Weights, findings and layouts; of many of a kind the first, unless `all`. who: "candidate: ", or empty.
+void WriteFindings(const Diagnosis& diagnosis, const std::string& who, bool all, Page* page);
 
 // "+1.0e-05 ± 2e-06"
 std::string ScaleText(const LocalError& point);

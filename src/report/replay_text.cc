@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -8,7 +9,9 @@
 #include "lockstep/report.h"
 #include "report/columns.h"
 #include "report/finding.h"
-#include "report/paint.h"
+#include "report/fold.h"
+#include "report/page.h"
+#include "report/verdict.h"
 #include "report/words.h"
 
 namespace lockstep {
@@ -47,157 +50,129 @@ std::string ArithmeticText(const ReplayResult& replay) {
   return text + (replay.has_arithmetic ? "" : " (not declared; inferred from the data)");
 }
 
-class ReplayWriter {
- public:
-  ReplayWriter(const Diagnosis& diagnosis, const TextOptions& options)
-      : diagnosis_(diagnosis),
-        points_(diagnosis.replay.points),
-        options_(options),
-        width_(std::max(kNarrowest, static_cast<size_t>(std::max(0, options.width)))) {}
+bool Matters(const LocalError& point) {
+  return point.verdict == OpVerdict::kSuspect || point.verdict == OpVerdict::kFaulty;
+}
 
-  std::string Write() {
-    const ReplayResult& replay = diagnosis_.replay;
-    Rule();
-    Line("REPLAY OF EVERY OP", Color::kStrong);
-    Rule();
-    for (const std::string& trace : replay.traces) Line("trace      " + Message(trace));
-    Line("model      " + Message(replay.model));
-    Line("arithmetic " + ArithmeticText(replay));
-    out_ += Wrapped("replay     ", ReplayCounts(replay), width_);
-    out_ += FindingsText(diagnosis_, "", width_, options_.color);
-    if (!points_.empty()) WriteTable();
-    Rule();
-    for (const std::string& note : replay.notes) Line("note: " + Message(note));
-    WriteVerdict();
-    Rule();
-    return std::move(out_);
+// A line of the table: an op, or a run of them by the worst figures in it.
+struct ErrorRow {
+  LocalError error;
+  std::string layer, name;
+  bool folded = false;
+};
+
+void AddWorst(const LocalError& error, LocalError* worst) {
+  worst->verdict = std::max(worst->verdict, error.verdict);
+  if (error.rows == 0) return;
+  worst->rows = std::max(worst->rows, error.rows);
+  worst->worst_row = Worse(error.worst_row, worst->worst_row);
+  worst->worst_head = Worse(error.worst_head, worst->worst_head);
+  if (error.worst_head_at.head >= 0) worst->worst_head_at = error.worst_head_at;
+  worst->whole = Worse(error.whole, worst->whole);
+  worst->max = Worse(error.max, worst->max);
+  if (worst->scale_error == 0 || std::abs(error.scale) > std::abs(worst->scale)) {
+    worst->scale = error.scale;
+    worst->scale_error = error.scale_error;
+  }
+}
+
+// "L0-L27", "504 ops, 1 FAULTY, 28 n.o."
+ErrorRow RunOf(const std::vector<LocalError>& points, const Stretch& stretch) {
+  const LocalError &first = points[stretch.begin], &last = points[stretch.end - 1];
+  ErrorRow row;
+  row.folded = true;
+  row.error.layer = first.layer;
+  row.layer = first.layer == last.layer ? LayerLabel(first.layer, first.name) : LayerRange(first.layer, last.layer);
+  size_t faulty = 0, suspect = 0, not_observable = 0;
+  for (size_t i = stretch.begin; i < stretch.end; ++i) {
+    faulty += points[i].verdict == OpVerdict::kFaulty;
+    suspect += points[i].verdict == OpVerdict::kSuspect;
+    not_observable += points[i].verdict == OpVerdict::kNotObservable;
+    if (points[i].verdict != OpVerdict::kNotObservable) AddWorst(points[i], &row.error);
+  }
+  row.name = Count(stretch.end - stretch.begin, "op");
+  if (faulty > 0) row.name += fmt::format(", {} FAULTY", faulty);
+  if (suspect > 0) row.name += fmt::format(", {} SUSPECT", suspect);
+  if (not_observable > 0) row.name += fmt::format(", {} n.o.", not_observable);
+  if (row.error.rows == 0) row.error.verdict = OpVerdict::kNotObservable;
+  return row;
+}
+
+class ReplayTable {
+ public:
+  ReplayTable(const std::vector<LocalError>& points, bool all, Page* page) : page_(page) {
+    const FoldedRows rows = {points.size(), [&](size_t i) { return Matters(points[i]); },
+                             [&](size_t i) { return points[i].layer >= 0; }};
+    size_t natural = 5, op_width = 2;
+    for (const Stretch& stretch : Fold(rows, all)) {
+      const LocalError& point = points[stretch.begin];
+      const ErrorRow& row = rows_.emplace_back(
+          stretch.folded() ? RunOf(points, stretch)
+                           : ErrorRow{point, LayerLabel(point.layer, point.name), Escaped(point.point)});
+      layer_width_ = std::max(layer_width_, row.layer.size());
+      natural = std::max(natural, TextWidth(row.name));
+      op_width = std::max(op_width, row.error.op.size());
+    }
+    columns_ = AllColumns(op_width);
+    name_width_ = FitNames(page->width(), 2 + 8 + layer_width_ + 1, natural, &columns_);
+  }
+
+  void Write() {
+    page_->Add(WithoutBlanksAtTheEnd(fmt::format("  verdict {} {}{}", Padded("layer", layer_width_),
+                                                 Padded("point", name_width_), TitlesOf(columns_))) +
+               "\n");
+    for (const ErrorRow& row : rows_) WriteRow(row);
   }
 
  private:
-  void Line(const std::string& text, Color color = Color::kNone) { out_ += Paint(text, color, options_.color) + "\n"; }
-  void Rule() { Line(std::string(std::min<size_t>(width_, 120), '=')); }
-  static std::string Message(const std::string& text) { return Shortened(Escaped(text), 600); }
-
-  void WriteTable() {
-    Measure();
-    Rule();
-    Line(fmt::format("  verdict {} {}{}", Padded("layer", layer_width_), Padded("point", name_width_),
-                     TitlesOf(columns_)));
-    const bool fold = !options_.all && points_.size() > kLongTable;
-    for (size_t i = 0; i < points_.size();) {
-      const size_t end = fold ? EndOfClean(i) : i;
-      if (end > i) {
-        WriteFolded(i, end);
-      } else {
-        WriteRow(points_[i]);
-      }
-      i = std::max(end, i + 1);
-    }
-  }
-
-  void Measure() {
-    size_t natural = 5, op_width = 2;
-    for (const LocalError& point : points_) {
-      layer_width_ = std::max(layer_width_, LayerLabel(point.layer, point.name).size());
-      natural = std::max(natural, TextWidth(Escaped(point.point)));
-      op_width = std::max(op_width, point.op.size());
-    }
-    columns_ = AllColumns(op_width);
-    const size_t fixed = 2 + 8 + layer_width_ + 1;
-    FitColumns(width_ > fixed + natural ? width_ - fixed - natural : 0, &columns_);
-    const size_t figures = fixed + WidthOf(columns_);
-    name_width_ = std::min(natural, std::max(width_ > figures ? width_ - figures : 0, kNarrowestName));
-  }
-
-  static bool NothingToTell(const LocalError& point) {
-    return point.layer >= 0 && (point.verdict == OpVerdict::kClean || point.verdict == OpVerdict::kNotObservable);
-  }
-
-  // The end of a long run, from `begin` on, of ops of layers that are not suspect or faulty; `begin` where there is
-  // none.
-  size_t EndOfClean(size_t begin) const {
-    constexpr size_t kLongRun = 4;
-    size_t end = begin;
-    while (end < points_.size() && NothingToTell(points_[end])) ++end;
-    return end - begin >= kLongRun ? end : begin;
-  }
-
-  void WriteFolded(size_t begin, size_t end) {
-    double row = 0, head = 0, max = 0;
-    size_t not_observable = 0;
-    for (size_t i = begin; i < end; ++i) {
-      row = std::max(row, points_[i].worst_row);
-      head = std::max(head, points_[i].worst_head);
-      max = std::max(max, points_[i].max);
-      not_observable += points_[i].verdict == OpVerdict::kNotObservable;
-    }
-    std::string text = fmt::format("{}: row <= {}, head <= {}, max <= {}", RunText(begin, end), NoiseCell(row),
-                                   NoiseCell(head), NoiseCell(max));
-    if (not_observable > 0) text += fmt::format("; {} not observable", not_observable);
-    Line(fmt::format("  {} {} {}", Paint("clean  ", Color::kGood, options_.color),
-                     Padded(LayerRange(points_[begin].layer, points_[end - 1].layer), layer_width_), text));
-  }
-
-  // "all 54 ops" of whole layers, else "7 ops from attn_k_rope to layer_output".
-  std::string RunText(size_t begin, size_t end) const {
-    const bool from_start = begin == 0 || points_[begin - 1].layer != points_[begin].layer;
-    const bool to_end = end == points_.size() || points_[end].layer != points_[end - 1].layer;
-    const std::string count = Count(end - begin, "op");
-    if (from_start && to_end) return "all " + count;
-    return fmt::format("{} from {} to {}", count, points_[begin].point, points_[end - 1].point);
-  }
-
-  void WriteRow(const LocalError& point) {
-    const bool judged = point.rows > 0;
-    const std::string verdict = fmt::format("{:<7}", VerdictWord(point.verdict));
-    const std::string line = fmt::format("  {} {} {}", Paint(verdict, ColorOf(point.verdict), options_.color),
-                                         Padded(LayerLabel(point.layer, point.name), layer_width_),
-                                         Padded(Shortened(Escaped(point.point), name_width_), name_width_));
-    Line(judged ? line + CellsOf(columns_, point) : line + " " + point.op);
+  void WriteRow(const ErrorRow& row) {
+    const LocalError& error = row.error;
+    const std::string verdict = fmt::format("{:<7}", VerdictWord(error.verdict));
+    const std::string cells = error.rows > 0 ? CellsOf(columns_, error) : columns_.empty() ? "" : " " + error.op;
+    page_->Add(WithoutBlanksAtTheEnd(fmt::format("  {} {} {}{}", Paint(verdict, ColorOf(error.verdict), page_->color()),
+                                                 Padded(row.layer, layer_width_),
+                                                 Padded(Shortened(row.name, name_width_), name_width_), cells)) +
+               "\n");
     const std::string indent(10, ' ');
-    if (point.bridged) out_ += Wrapped(indent, "recomputed from " + Listed(point.from), width_);
-    if (!point.reasons.empty())
-      out_ += Wrapped(indent, Message(fmt::format("{}", fmt::join(point.reasons, "; "))), width_);
+    if (error.bridged) page_->Line(indent, "recomputed from " + Listed(error.from));
+    if (!error.reasons.empty()) page_->Line(indent, MessageText(fmt::format("{}", fmt::join(error.reasons, "; "))));
   }
 
   static std::string Listed(const std::vector<std::string>& names) {
     constexpr size_t kShown = 6;
     std::string text;
     for (size_t i = 0; i < std::min(names.size(), kShown); ++i) {
-      text.append(i == 0 ? "" : ", ").append(Shortened(Escaped(names[i]), 64));
+      text.append(i == 0 ? "" : ", ").append(NameText(names[i]));
     }
     return names.size() > kShown ? text + fmt::format(" and {} more", names.size() - kShown) : text;
   }
 
-  void WriteVerdict() {
-    const ReplayResult& replay = diagnosis_.replay;
-    if (diagnosis_.ExitCode() == 0) {
-      return Line(
-          replay.suspect == 0 ? "VERDICT: CLEAN" : "VERDICT: CLEAN (" + Count(replay.suspect, "suspect op") + ")",
-          Color::kGood);
-    }
-    std::vector<std::string> parts;
-    if (replay.first_faulty) {
-      const std::string& name = points_[*replay.first_faulty].name;
-      parts.push_back(Count(replay.faulty, "op") + ", the first " + Shortened(Escaped(name), 64));
-    }
-    if (!replay.weights.empty()) parts.push_back(Count(replay.weights.size(), "weight") + " not the checkpoint's");
-    Line(fmt::format("VERDICT: FAULTY ({})", fmt::join(parts, "; ")), Color::kBad);
-  }
-
-  const Diagnosis& diagnosis_;
-  const std::vector<LocalError>& points_;
-  const TextOptions& options_;
-  const size_t width_;
+  Page* page_;
+  std::vector<ErrorRow> rows_;
   std::vector<ErrorColumn> columns_;
   size_t layer_width_ = 5, name_width_ = 0;
-  std::string out_;
 };
 
 }  // namespace
 
 std::string TextReport(const Diagnosis& diagnosis, const TextOptions& options) {
-  return ReplayWriter(diagnosis, options).Write();
+  const ReplayResult& replay = diagnosis.replay;
+  Page page(options);
+  page.Line("", "REPLAY OF EVERY OP", Color::kStrong);
+  page.Rule();
+  for (const std::string& trace : replay.traces) page.Line("trace      ", MessageText(trace));
+  page.Line("model      ", MessageText(replay.model));
+  page.Line("arithmetic ", ArithmeticText(replay));
+  page.Line("replay     ", ReplayCounts(replay));
+  WriteFindings(diagnosis, "", options.all, &page);
+  page.Rule();
+  if (!replay.points.empty()) {
+    ReplayTable(replay.points, options.all, &page).Write();
+    page.Rule();
+  }
+  for (const std::string& note : replay.notes) page.Line("note: ", MessageText(note));
+  page.Line("VERDICT: ", VerdictText(diagnosis), diagnosis.ExitCode() == 0 ? Color::kGood : Color::kBad);
+  return page.Take();
 }
 
 }  // namespace lockstep

@@ -64,7 +64,7 @@ TEST(TextReportTest, NamesTheFirstDifference) {
 TEST(TextReportTest, Same) {
   const std::string text = TextReport(MakeResult(false));
   EXPECT_THAT(text, HasSubstr("VERDICT: SAME"));
-  EXPECT_THAT(text, HasSubstr("complete   yes"));
+  EXPECT_THAT(text, HasSubstr("; complete\n"));
   EXPECT_THAT(text, Not(HasSubstr("FIRST")));
   EXPECT_THAT(text, Not(HasSubstr("\033")));
 }
@@ -81,7 +81,7 @@ TEST(TextReportTest, FailuresWeightsTokensAndNotes) {
   EXPECT_THAT(text, HasSubstr("WEIGHT     lm_head.weight: other"));
   EXPECT_THAT(
       text,
-      HasSubstr("next tokens: 3 of 4 agree; the first that differs follows sequence 0, position 17: reference 12"));
+      HasSubstr("next tokens: 3 of 4 agree; the first that differs follows sequence 0, position 17: reference 12, "));
   EXPECT_THAT(text, HasSubstr("only in the reference: 1 point: mine (not promised)"));
   EXPECT_THAT(text, HasSubstr("note: something"));
   EXPECT_THAT(text, HasSubstr("VERDICT: DIFFERENT (1 completeness failure; 1 different weight)"));
@@ -112,19 +112,21 @@ TEST(TextReportTest, TheFirstDifferentTokenStandsWithItsLogits) {
   tokens.mean_common_top5 = 4.5;
   tokens.mean_common_top10 = 9;
   tokens.max_kl_row = tokens.first_different = 0;
-  const std::string text = TextReport(result);
+  const TextOptions wide = {.width = 200};
+  const std::string text = TextReport(result, wide);
   EXPECT_THAT(text, HasSubstr("next tokens: 3 of 4 agree\n"));
-  EXPECT_THAT(text, HasSubstr("logits: 1 row; the largest agrees in 0; 1 near tie; of the 5 largest 4.5 in common, of "
-                              "the 10 9\n   KL divergence: mean 0 nats, largest inf at sequence 0, position 12\n"));
+  EXPECT_THAT(text,
+              HasSubstr("logits: 1 row; the largest agrees in 0; 1 near tie; top 5 share 4.5, top 10 9; KL mean 0 "
+                        "nats, largest inf at sequence 0, position 12\n"));
   EXPECT_THAT(text, HasSubstr("first different token after sequence 0, position 12: reference 17 (margin 0.003), "
                               "candidate 99 (margin 0.001); logit noise 0.02: a near tie\n"));
   tokens.rows = {MakeTokenRow(false)};
-  EXPECT_THAT(TextReport(result), HasSubstr("logit noise 0.02: NOT a near tie\n"));
+  EXPECT_THAT(TextReport(result, wide), HasSubstr("logit noise 0.02: NOT a near tie\n"));
   tokens.rows[0].within_noise = true;
-  EXPECT_THAT(TextReport(result), HasSubstr("logit noise 0.02: noise that rounding does not explain\n"));
+  EXPECT_THAT(TextReport(result, wide), HasSubstr("logit noise 0.02: noise that rounding does not explain\n"));
   // Of a token without logits only the recorded choice is known.
   result.next_tokens.differences[0].position = 5;
-  EXPECT_THAT(TextReport(result), HasSubstr("follows sequence 0, position 5: reference 17, candidate 99"));
+  EXPECT_THAT(TextReport(result, wide), HasSubstr("follows sequence 0, position 5: reference 17, candidate 99"));
 }
 
 TEST(JsonReportTest, HoldsEveryRowOfTheLogits) {
@@ -168,11 +170,57 @@ TEST(TextReportTest, LongTablesFoldExcellentLayers) {
     result.points.push_back(MakePoint(layer, "attn_o_proj", DiffClass::kExcellent));
     result.points.push_back(MakePoint(layer, "layer_output", layer == 7 ? DiffClass::kGood : DiffClass::kExcellent));
   }
+  result.points[20].worst_token_relative_l2 = 0.125;
+  std::string text = TextReport(result);
+  EXPECT_THAT(text, HasSubstr("  EXC. to GOOD     L0-L39 80 points    "));
+  EXPECT_THAT(text, HasSubstr(" 1.25e-01\n"));
+  // What fails stands by itself.
+  result.points[15].reasons = {"beyond"};
+  result.points[15].diff_class = DiffClass::kSignificant;
+  text = TextReport(result);
+  EXPECT_THAT(text, HasSubstr("  EXCELLENT        L0-L7  15 points    "));
+  EXPECT_THAT(text, HasSubstr("* SIGNIFICANT DIFF L7     layer_output"));
+  EXPECT_THAT(text, HasSubstr("  EXCELLENT        L8-L39 64 points    "));
+  EXPECT_THAT(TextReport(result, {.all = true}), Not(HasSubstr(" points    ")));
+}
+
+// Where every point behind a fault fails, the first rows say it.
+TEST(TextReportTest, ManyFailingPointsFoldBehindTheFirst) {
+  CompareResult result = MakeResult(false);
+  result.points.clear();
+  for (int layer = 0; layer < 90; ++layer) {
+    result.points.push_back(MakePoint(layer, "layer_output", layer < 20 ? DiffClass::kGood : DiffClass::kSignificant));
+  }
+  result.points[89].max_abs = std::nan("");
   const std::string text = TextReport(result);
-  EXPECT_THAT(text, HasSubstr("L0-L6 all 14 points"));
-  EXPECT_THAT(text, HasSubstr("L8-L39 all 64 points"));
-  EXPECT_THAT(text, HasSubstr("L7    attn_o_proj"));
-  EXPECT_THAT(TextReport(result, {.all = true}), Not(HasSubstr("all 14 points")));
+  EXPECT_THAT(text, HasSubstr("\n  GOOD             L0-L19  20 points "));
+  EXPECT_THAT(text, HasSubstr("\n* SIGNIFICANT DIFF L31     layer_output "));
+  EXPECT_THAT(text, HasSubstr("\n* SIGNIFICANT DIFF L32-L89 58 points, 58 fail "));
+  EXPECT_THAT(text, HasSubstr("   nan "));
+  EXPECT_THAT(text, Not(HasSubstr(" L33 ")));
+}
+
+TEST(TextReportTest, AFailureThatRepeatsOverLayersIsToldOnce) {
+  CompareResult result = MakeResult(false);
+  for (int layer = 0; layer < 28; ++layer) {
+    for (const char* point : {"attn_q_rope", "attn_k_rope"}) {
+      result.failures.push_back({FailureKind::kIdentity, Side::kCandidate,
+                                 "layer_" + std::to_string(layer) + "_" + point,
+                                 "norms differ by " + std::to_string(layer)});
+    }
+  }
+  result.failures.push_back({FailureKind::kMissing, Side::kReference, "logits", "promised"});
+  const std::string text = TextReport(result);
+  EXPECT_THAT(
+      text,
+      HasSubstr(
+          "\nFAILURE    identity (candidate): layer_0..27_attn_q_rope, in 28 layers: norms differ by 0 (layer 0)\n"
+          "FAILURE    identity (candidate): layer_0..27_attn_k_rope, in 28 layers: norms differ by 0 (layer 0)\n"
+          "FAILURE    missing (reference): logits: promised\n"));
+  EXPECT_THAT(text, HasSubstr("57 completeness failures"));
+  EXPECT_THAT(TextReport(result, {.all = true}),
+              HasSubstr("identity (candidate): layer_13_attn_k_rope: norms differ by 13\n"));
+  EXPECT_EQ(nlohmann::json::parse(JsonReport(result))["failures"].size(), 57u);
 }
 
 TEST(JsonReportTest, HoldsEverythingAndParses) {
@@ -201,6 +249,9 @@ TEST(WordsTest, Shortened) {
   EXPECT_EQ(Shortened("abcdef", 6), "abcdef");
   EXPECT_EQ(Shortened("abcdefg", 5), "ab…fg");
   EXPECT_EQ(Shortened("äöüäöüä", 5), "äö…üä");
+  EXPECT_EQ(TextWidth("層a"), 3u);
+  EXPECT_EQ(Shortened("層層層層", 8), "層層層層");
+  EXPECT_EQ(Shortened("層層層層層", 7), "層…層");
   EXPECT_EQ(Escaped("grün\u202e\u009b"), "grün\\u{202e}\\u{009b}");
 }
 

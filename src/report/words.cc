@@ -4,86 +4,46 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
 
 #include "lockstep/points.h"
+#include "report/utf8.h"
 
 namespace lockstep {
 namespace {
 
-struct Decoded {
-  uint32_t code = 0;
-  size_t bytes = 0;  // 0: no UTF-8
-};
-
-Decoded Decode(std::string_view text) {
-  const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[i]); };
-  const uint8_t lead = byte(0);
-  if (lead < 0x80) return {lead, 1};
-  const size_t bytes = lead >= 0xF0 && lead < 0xF5   ? 4
-                       : lead >= 0xE0 && lead < 0xF0 ? 3
-                       : lead >= 0xC2 && lead < 0xE0 ? 2
-                                                     : 0;
-  if (bytes == 0 || bytes > text.size()) return {};
-  uint32_t code = lead & (0x7Fu >> bytes);
-  for (size_t i = 1; i < bytes; ++i) {
-    if ((byte(i) & 0xC0) != 0x80) return {};
-    code = code << 6 | (byte(i) & 0x3Fu);
+// Bytes of the longest beginning that is at most `width` wide.
+size_t Fitting(std::string_view text, size_t width) {
+  size_t bytes = 0;
+  while (bytes < text.size()) {
+    const Decoded character = Decode(text.substr(bytes));
+    if (CharacterWidth(character.code) > width) break;
+    width -= CharacterWidth(character.code);
+    bytes += std::max<size_t>(1, character.bytes);
   }
-  constexpr uint32_t kLeast[] = {0, 0, 0x80, 0x800, 0x10000};
-  const bool surrogate = code >= 0xD800 && code < 0xE000;
-  if (code < kLeast[bytes] || code > 0x10FFFF || surrogate) return {};
-  return {code, bytes};
-}
-
-bool IsControl(uint32_t code) {
-  const bool direction = code == 0x061C || (code >= 0x200B && code <= 0x200F) || (code >= 0x2028 && code <= 0x202E) ||
-                         (code >= 0x2060 && code <= 0x206F) || code == 0xFEFF;
-  return code < 0x20 || (code >= 0x7F && code < 0xA0) || direction;
-}
-
-bool StartsCharacter(char byte) { return (static_cast<uint8_t>(byte) & 0xC0) != 0x80; }
-
-// Byte offset of character `index`.
-size_t OffsetOf(std::string_view text, size_t index) {
-  size_t offset = 0;
-  while (offset < text.size()) {
-    if (StartsCharacter(text[offset]) && index-- == 0) return offset;
-    ++offset;
-  }
-  return text.size();
+  return bytes;
 }
 
 }  // namespace
 
-std::string Escaped(std::string_view text) {
-  std::string out;
-  while (!text.empty()) {
-    const Decoded character = Decode(text);
-    if (character.bytes == 0) {
-      out += fmt::format("\\x{:02x}", static_cast<uint8_t>(text[0]));
-    } else if (IsControl(character.code)) {
-      out += character.code < 0x80 ? fmt::format("\\x{:02x}", character.code)
-                                   : fmt::format("\\u{{{:04x}}}", character.code);
-    } else {
-      out += text.substr(0, character.bytes);
-    }
-    text.remove_prefix(character.bytes == 0 ? 1 : character.bytes);
-  }
-  return out;
-}
-
 size_t TextWidth(std::string_view text) {
   size_t width = 0;
-  for (char byte : text) width += StartsCharacter(byte);
+  for (; !text.empty(); text.remove_prefix(std::max<size_t>(1, Decode(text).bytes)))
+    width += CharacterWidth(Decode(text).code);
   return width;
 }
 
 std::string Shortened(const std::string& text, size_t width) {
   const size_t length = TextWidth(text);
   if (length <= width) return text;
-  const size_t tail = (width - 1) / 2, head = width - 1 - tail;
-  return text.substr(0, OffsetOf(text, head)) + "…" + text.substr(OffsetOf(text, length - tail));
+  const size_t tail = (width - 1) / 2;
+  size_t begin = Fitting(text, width - 1 - tail);
+  std::string out = text.substr(0, begin) + "…";
+  for (size_t left = length - TextWidth(text.substr(0, begin)); left > tail;) {
+    const Decoded character = Decode(std::string_view(text).substr(begin));
+    begin += std::max<size_t>(1, character.bytes);
+    left -= std::min(left, CharacterWidth(character.code));
+  }
+  return out + text.substr(begin);
 }
 
 std::string Padded(const std::string& text, size_t width) {
@@ -95,21 +55,37 @@ std::string Wrapped(const std::string& label, const std::string& text, size_t wi
   const size_t indent = TextWidth(label);
   std::string out, line = label;
   size_t used = indent;
+  const auto new_line = [&] {
+    out += WithoutBlanksAtTheEnd(line) + "\n";
+    line.assign(indent, ' ');
+    used = indent;
+  };
   for (size_t begin = 0; begin < text.size();) {
     const size_t end = std::min(text.find(' ', begin), text.size());
-    const std::string word = text.substr(begin, end - begin);
-    if (used > indent && used + 1 + TextWidth(word) > width) {
-      out += line + "\n";
-      line.assign(indent, ' ');
-      used = indent;
-    }
+    std::string word = text.substr(begin, end - begin);
+    if (used > indent && used + 1 + TextWidth(word) > width) new_line();
     if (used > indent) line += ' ', ++used;
+    while (used + TextWidth(word) > width) {
+      const size_t fits = std::max<size_t>({1, Fitting(word, width - used), Decode(word).bytes});
+      line += word.substr(0, fits);
+      word.erase(0, fits);
+      new_line();
+    }
     line += word;
     used += TextWidth(word);
     begin = end + 1;
   }
-  return out + line + "\n";
+  return out + WithoutBlanksAtTheEnd(line) + "\n";
 }
+
+std::string WithoutBlanksAtTheEnd(std::string line) {
+  line.resize(line.find_last_not_of(' ') + 1);
+  return line;
+}
+
+std::string NameText(const std::string& name) { return Shortened(Escaped(name), 64); }
+
+std::string MessageText(const std::string& text) { return Shortened(Escaped(text), 600); }
 
 std::string PlaceText(const Place& place) {
   std::string text = fmt::format("sequence {}, position {}", place.sequence, place.position);
@@ -149,9 +125,9 @@ std::string VerdictWord(OpVerdict verdict) {
   return "";
 }
 
-std::string LayerRange(int first, int last) {
-  return first == last ? fmt::format("L{}", first) : fmt::format("L{}-L{}", first, last);
-}
+std::string LayerRange(int first, int last) { return fmt::format("L{}-L{}", first, last); }
+
+std::string MoreText(size_t count) { return fmt::format("and {} more; --all shows them", count); }
 
 std::string Count(size_t count, const std::string& noun) {
   return fmt::format("{} {}{}", count, noun, count == 1 ? "" : "s");

@@ -11,16 +11,21 @@
 
 namespace lockstep {
 
-// At most `width` characters: the middle of what is longer becomes "…". REQUIRES: escaped text, width >= 3.
+// At most `width` columns: the middle of what is longer becomes "…". REQUIRES: escaped text, width >= 3.
 std::string Shortened(const std::string& text, size_t width);
 
-// Characters, not bytes. Wide ones count as one.
+// Columns on a terminal: wide characters have two. REQUIRES: escaped text.
 size_t TextWidth(std::string_view text);
 std::string Padded(const std::string& text, size_t width);
 
-// Lines of at most `width` characters, broken at blanks, each with its newline: `label` stands before the first, as
-// many blanks before the others. Words that are longer stay whole.
+// Lines of at most `width` columns, broken at blanks, each with its newline: `label` stands before the first, as many
+// blanks before the others. Words that are longer are broken. REQUIRES: escaped text, width >= that of the label + 2.
 std::string Wrapped(const std::string& label, const std::string& text, size_t width);
+std::string WithoutBlanksAtTheEnd(std::string line);
+
+// What comes from a trace, escaped and cut to what a line or a paragraph can hold.
+std::string NameText(const std::string& name);
+std::string MessageText(const std::string& text);
 
 // "sequence 0, position 5, head 3, channel 17"
 std::string PlaceText(const Place& place);
@@ -40,8 +45,11 @@ std::string NoiseCell(double error);
 // "clean", "SUSPECT", "FAULTY", "n.o."
 std::string VerdictWord(OpVerdict verdict);
 
-// "L3", "L0-L6"
+// "L0-L6"
 std::string LayerRange(int first, int last);
+
+// "and 7 more; --all shows them"
+std::string MoreText(size_t count);
 
 // "1 point", "3 points"
 std::string Count(size_t count, const std::string& noun);

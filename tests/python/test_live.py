@@ -17,7 +17,9 @@ def result_of(done, out, code):
     assert done.returncode == code, done.stdout + done.stderr
     result = json.loads((out / "r.json").read_text())
     assert len(result["candidate"].pop("traces")) == 1
-    return result, done.stdout.replace(str(out / "cpp.trace"), "live").splitlines()
+    # Where a line is wrapped depends on the paths in it.
+    text = done.stdout.replace("\n" + " " * 11, " ").replace(str(out / "cpp.trace"), "live")
+    return result, text.splitlines()
 
 
 def live(out, *options, code):

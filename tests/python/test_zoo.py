@@ -21,11 +21,7 @@ from zoo.vocabulary import CAUSES, CAUSES_BY_OP, PATTERNS  # noqa: E402
 
 # Causes that no mutant must be named by: those that describe what a more precise cause names.
 ONLY_BESIDE_OTHERS = {"noise", "op-twice"}
-# Causes that the judge knows and no mutant plants yet ("shape" is the oddity E6).
-NOT_PLANTED = {
-    *("shape", "attention-softcapped"),
-    *(f"{op}-wrong-input" for op in ("norm", "rope", "swiglu", "attention")),
-}
+NOT_PLANTED = {"shape"}  # the oddity E6
 # The numeric bugs of public trackers that a dense Qwen3 can have.
 TRACKED_BUGS = (
     "torchtune#2809 AiDotNet#2074 nanotron#427 TinyLlama#24 airllm#369 DeepSpeed#8345 llama.cpp#8676 tiny-vllm#1 "

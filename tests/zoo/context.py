@@ -164,6 +164,9 @@ class Part:
     causes: tuple[str | None, ...]  # any of these may be named; None: it may stay unexplained, with one of `patterns`
     patterns: tuple[str, ...] = ()
     where: Where = Where()
+    # Other mistakes, by their causes, that may give the same values up to rounding: such a cause is as right where the
+    # two differ by less than the limit of detection in float64, and wrong where they do not.
+    twins: tuple[tuple[str, Wrong], ...] = ()
 
     def applies(self, op: Op, layers: int) -> bool:
         is_there = self.where.has_layer(op.layer, layers) and self.where.has_call(op.phase, op.start, op.sequence)
@@ -197,13 +200,14 @@ def mutant(
     dtypes: tuple[str, ...] = EVERY_DTYPE,
     sample: bool = False,
     tags: str = "",
+    twins: tuple[tuple[str, Wrong], ...] = (),
     **where: Any,
 ) -> Mutant:
     """One row of the tables. `points`, `patterns`, `tags` are words; `where` is as in Where."""
     if run.startswith("long"):
         models = ("tiny",)  # a judge reads all its rows
     causes = (causes,) if isinstance(causes, str) else causes
-    part = Part(tuple(points.split()), wrong, causes, tuple(patterns.split()), Where(**where))
+    part = Part(tuple(points.split()), wrong, causes, tuple(patterns.split()), Where(**where), twins)
     return Mutant(id, bug, (part,), run, models, dtypes, sample, tuple(tags.split()))
 
 

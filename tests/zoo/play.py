@@ -42,6 +42,7 @@ class Played:
     run: Run
     steps: list[Step] = field(default_factory=list)
     effects: dict[str, Effect] = field(default_factory=dict)  # of every replaced tensor, in execution order
+    twins: dict[str, float] = field(default_factory=dict)  # causes and how far above the limit they differ, at most
     local: dict[str, Effect] = field(default_factory=dict)  # the local error of every tensor, if that was asked for
 
     def order(self, name: str) -> int:
@@ -63,6 +64,8 @@ def play(loaded: Loaded, run: Run, mutant: Mutant | None = None, measure: bool =
     played.effects = _effects(player.measured, storage)
     if mutant and mutant.seen_at:
         played.effects = _moved(played.effects, mutant.seen_at)
+    for cause, measured in player.twins.items():
+        played.twins[cause] = max(one.over_limit() for one in _effects(measured, storage).values())
     played.local = _effects(player.checked, storage)
     return played
 
@@ -93,6 +96,7 @@ class _Player:
     def __init__(self, loaded: Loaded, run: Run, mutant: Mutant | None, measure: bool, check: bool):
         self.loaded, self.run, self.measure, self.check = loaded, run, measure, check
         self.parts = mutant.parts if mutant else ()
+        self.twins: dict[str, Measured] = {}  # by the cause of each
         self.caches: dict[int, Any] = {}
         self.captured: dict[int, list[Captured]] = {}
         self.measured: Measured = {}
@@ -142,7 +146,10 @@ class _Player:
         """The same wrong op in float64, where nothing is rounded that the bug itself does not round."""
         value, variance = noise.right(_in_float64(op))
         wide = replace(_in_float64(op), right=value)
-        self._add(self.measured, op, part.where.merge(wide, part.wrong(wide)), value, variance)
+        wrong = part.where.merge(wide, part.wrong(wide))
+        self._add(self.measured, op, wrong, value, variance)
+        for cause, twin in part.twins:
+            self._add(self.twins.setdefault(cause, {}), op, part.where.merge(wide, twin(wide)), wrong, variance)
 
     def _check(self, op: Op, tensor: Tensor) -> None:
         masked = tensor <= torch.finfo(op.storage).min / 2 if op.point == "attn_scores" else torch.tensor(False)

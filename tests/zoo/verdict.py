@@ -115,17 +115,18 @@ def _outcome(part: Part, mutant: Mutant, played: Played, findings: list[Finding]
     own = {name for name in played.effects if _belongs(name, part, mutant, played)}
     about = [finding for finding in findings if own & set(finding["points"])]
     order = {WRONG: 0, UNEXPLAINED: 1, DESCRIBED: 2, NAMED: 3}
-    outcomes = [_of_finding(part, finding) for finding in about]
+    causes = {*part.causes, *(cause for cause, _ in part.twins if played.twins.get(cause, 1.0) < 1)}
+    outcomes = [_of_finding(part, causes, finding) for finding in about]
     if outcomes:
         return min(outcomes, key=order.__getitem__), about[0]
     must = any(played.effects[name].grade == "above" for name in own)
     return (UNEXPLAINED if must else None), None
 
 
-def _of_finding(part: Part, finding: dict[str, Any]) -> str:
+def _of_finding(part: Part, causes: set[str | None], finding: dict[str, Any]) -> str:
     cause = finding["cause"]
     if cause is not None:
-        return NAMED if cause in part.causes else WRONG
+        return NAMED if cause in causes else WRONG
     is_true = None in part.causes and bool(_ids(finding) & set(part.patterns))
     return DESCRIBED if is_true else UNEXPLAINED
 

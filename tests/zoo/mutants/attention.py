@@ -244,6 +244,13 @@ def scores_of(op: Op, scale: float, mask: Tensor) -> Tensor:
 
 MUTANTS = (
     mutant(
+        "attn-key-is-value",
+        "values are used as keys",
+        CONTEXT,
+        attend(k=lambda op: op.whole("attn_v_proj_raw")),
+        "attention-wrong-input",
+    ),
+    mutant(
         "attn-no-mask",
         "no causal mask (TinyLLM#18, candle#3567)",
         CONTEXT,
@@ -579,15 +586,14 @@ MUTANTS = (
         CONTEXT,
         attend(bias=alibi),
         (None,),
-        patterns="exact-at-position-0",
+        patterns="exact-at-position-0 from-position-on",  # in bf16 the first few rows show nothing
     ),
     mutant(
         "attn-soft-cap",
         "scores are capped at 2 by tanh",
         CONTEXT,
         attend(cap=2.0),
-        (None,),
-        patterns="exact-at-position-0",
+        "attention-softcapped",
     ),
     mutant(
         "attn-blocks-unscaled",
@@ -606,7 +612,12 @@ MUTANTS = (
         patterns="exact-at-position-0",
     ),
     mutant(
-        "attn-dropout", "dropout was left on", CONTEXT, attend(dropped), (None, "noise"), patterns="exact-at-position-0"
+        "attn-dropout",
+        "dropout was left on",
+        CONTEXT,
+        attend(dropped),
+        (None, "noise"),
+        patterns="exact-at-position-0 from-position-on scattered",  # by which keys chance hides from the first rows
     ),
     mutant(
         "attn-last-row-unmasked",

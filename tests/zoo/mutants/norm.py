@@ -104,6 +104,13 @@ def unrounded_sum(op: Op) -> Tensor:
 
 MUTANTS = (
     mutant(
+        "norm-mlp-reads-layer-input",
+        "the MLP's norm reads the stream that entered the layer",
+        "mlp_norm_output",
+        lambda op: ops.rms_norm(op["input_hidden_states"], own_weight(op), op.config.rms_norm_eps),
+        "norm-wrong-input",
+    ),
+    mutant(
         "norm-eps-1e-5",
         "eps 1e-5 for 1e-6 in every norm (llama.cpp#2373, aprender#1606)",
         EVERY,
@@ -144,6 +151,7 @@ MUTANTS = (
         "norm-eps-outside-root",
         run="small",
         layers=0,
+        twins=(("norm-eps", norm(eps=1e-8)),),  # 4e-5 apart where rows have an RMS of 0.02: far below a step of bf16
     ),
     mutant("norm-no-weight", "the weight is not applied", LAYER_NORMS, norm(lambda op: None), "norm-no-weight"),
     mutant(

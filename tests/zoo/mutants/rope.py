@@ -105,6 +105,14 @@ def sign_lost(op: Op) -> Tensor:
 
 MUTANTS = (
     mutant(
+        "rope-k-reads-v",
+        "the rotation of k reads v",
+        K,
+        lambda op: ops.rope(op["attn_v_proj_raw"], op.positions, op.config.rope_theta),
+        "rope-wrong-input",
+        layers=1,
+    ),
+    mutant(
         "rope-interleaved",
         "E3: interleaved rotation of half-split weights (AiDotNet#2074, TinyLlama#24)",
         BOTH,

@@ -45,6 +45,14 @@ def half_activated(op: Op) -> Tensor:
 
 
 MUTANTS = (
+    mutant(
+        "glu-gate-of-layer-before",
+        "gate's buffer still holds the layer before",
+        POINT,
+        lambda op: F.silu(op.at("mlp_gate_proj", op.layer - 1)) * op["mlp_up_proj"],
+        "swiglu-wrong-input",
+        layers=1,
+    ),
     mutant("glu-gelu", "gelu instead of silu", POINT, gated(F.gelu), "swiglu-gelu"),
     mutant(
         "glu-gelu-tanh",
