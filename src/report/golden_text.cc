@@ -128,7 +128,8 @@ class CheckWriter {
     const size_t name_width = std::min(natural, std::max(width_ > figures ? width_ - figures : 0, kNarrowestName));
     Rule();
     Line(fmt::format("  {} {}{}", Padded("layer", layer_width), Padded("point", name_width), TitlesOf(columns)));
-    const size_t shown = options_.all ? rows.size() : std::min(kLongTable / 3, rows.size());
+    constexpr size_t kShown = 20;
+    const size_t shown = options_.all ? rows.size() : std::min(kShown, rows.size());
     for (size_t i = 0; i < shown; ++i) {
       const CheckedPoint& point = *rows[i];
       const std::string line = fmt::format(
