@@ -20,7 +20,7 @@ help:
 
 demo: bootstrap
 	@tools/build $(PRESET) lockstep_cli
-	$(LOCKSTEP) debug models/tiny-qwen3 --input "$(INPUT)" --decode 4 --all
+	$(LOCKSTEP) debug models/tiny-qwen3 --input "$(INPUT)" --decode 4 --all --html lockstep-debug/report.html
 
 test: bootstrap-dev test-release test-asan
 

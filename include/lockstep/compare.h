@@ -236,6 +236,8 @@ struct SequencePair {
   size_t tokens = 0;  // positions that both have
   // Of those, ascending, with their ids; -1 where neither side knows one.
   std::vector<std::pair<int32_t, int32_t>> ids;
+  // The first position that the reference, or else the candidate, ran in a decode step; -1: none.
+  int32_t first_decode = -1;
 };
 
 // How the difference in the residual stream (`layer_output`) grows through the layers.

@@ -1,6 +1,8 @@
 // Printing a comparison and a replay. Nothing is computed here: every figure stands in the results.
 #pragma once
 
+#include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -70,6 +72,15 @@ std::string JunitReport(const Diagnosis& diagnosis);
 // become markup in it.
 std::string MarkdownReport(const Judged& judged);
 std::string MarkdownReport(const Diagnosis& diagnosis);
+
+struct HtmlOptions {
+  std::string command_line;                        // as it was given; may be empty
+  std::function<std::string(int32_t)> token_text;  // empty: tokens are shown as ids
+};
+// One self-contained page (docs/report.md): no network, nothing from a trace can run in it. It holds the object of
+// JsonReport, and draws what CompareOptions::details and ReplayOptions::details add; without them it says so.
+std::string HtmlReport(const Judged& judged, const HtmlOptions& options = {});
+std::string HtmlReport(const Diagnosis& diagnosis, const HtmlOptions& options = {});
 
 // One line, escaped: "layer 0..27 attn_q_rope: op error 3.1e+04 noise units (clean: < 4), exact at position 0, grows
 // with position -> rotates interleaved pairs instead of halves (explains it: 0.9; next best, theta 10000: 2.2e+04).

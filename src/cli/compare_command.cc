@@ -38,7 +38,7 @@ void AddCompare(CLI::App& app, int& exit_code) {
       judged.reference = DiagnoseSide(Side::kReference, reference, options->model, *options);
       judged.candidate = DiagnoseSide(Side::kCandidate, candidate, options->model, *options);
     }
-    exit_code = Print(judged, *options);
+    exit_code = Print(judged, *options, options->model);
   });
 }
 

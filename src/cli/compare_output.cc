@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "cli/command.h"
+#include "cli/html_options.h"
 #include "lockstep/error.h"
 
 namespace lockstep::cli {
@@ -50,12 +51,16 @@ void PrintText(const std::string& text) {
 }
 
 template <typename Result>
-int PrintResult(const Result& result, const ExportOptions& options) {
+int PrintResult(const Result& result, const ExportOptions& options, const std::string& model) {
   const bool markdown_only = options.markdown == "-";
   PrintText(markdown_only ? MarkdownReport(result) : TextReport(result, TerminalOptions(options.all)));
   if (!options.json.empty()) WriteFile(options.json, JsonReport(result));
   if (!options.junit.empty()) WriteFile(options.junit, JunitReport(result));
   if (!options.markdown.empty() && !markdown_only) WriteFile(options.markdown, MarkdownReport(result));
+  if (!options.html.empty()) {
+    WriteFile(options.html, HtmlReport(result, PageOptions(model)));
+    if (!markdown_only) std::printf("report: %s\n", Escaped(options.html).c_str());
+  }
   return result.ExitCode() == 0 ? kSame : kDifferent;
 }
 
@@ -65,6 +70,7 @@ void ExportOptions::AddTo(CLI::App& command) {
   command.add_option("--json", json, "Write everything that was found to this file");
   command.add_option("--junit", junit, "Write a JUnit XML file: a test case a point");
   command.add_option("--markdown", markdown, "Write a summary for a CI page; - prints it in place of the text");
+  command.add_option("--html", html, "Write a page to look at it: one file, opens in any browser");
   command.add_flag("--all", all, "Show every point, also of layers where all is well");
 }
 
@@ -98,6 +104,7 @@ CompareOptions OptionsOf(const ComparisonOptions& options) {
   compare.points = options.points;
   compare.layers = options.layers;
   for (const std::string& pair : options.pairs) compare.pairs.push_back(ParsePair(pair));
+  compare.details = !options.html.empty();
   compare.progress = ProgressOf("compare");
   return compare;
 }
@@ -107,6 +114,7 @@ Diagnosis DiagnoseSide(Side side, const std::vector<std::string>& traces, const 
   return Diagnose(traces, model,
                   {.points = options.points,
                    .layers = options.layers,
+                   .details = !options.html.empty(),
                    .progress = ProgressOf("replay of the " + std::string(SideName(side)))});
 }
 
@@ -121,9 +129,11 @@ std::function<void(size_t, size_t)> ProgressOf(std::string what) {
   };
 }
 
-int Print(const Judged& judged, const ExportOptions& options) { return PrintResult(judged, options); }
+int Print(const Judged& judged, const ExportOptions& options, const std::string& model) {
+  return PrintResult(judged, options, model);
+}
 
-int Print(const Diagnosis& diagnosis, const ExportOptions& options) { return PrintResult(diagnosis, options); }
+int Print(const Diagnosis& diagnosis, const ExportOptions& options) { return PrintResult(diagnosis, options, ""); }
 
 int Print(const CheckResult& result, const std::string& json, bool all) {
   PrintText(TextReport(result, TerminalOptions(all)));

@@ -14,8 +14,8 @@ namespace lockstep::cli {
 
 // Where a result goes beside the terminal: files, or empty.
 struct ExportOptions {
-  std::string json, junit, markdown;  // "-" for markdown: stdout, in place of the text
-  bool all = false;                   // the text shows every point
+  std::string json, junit, markdown, html;  // "-" for markdown: stdout, in place of the text
+  bool all = false;                         // the text shows every point
 
   void AddTo(CLI::App& command);
 };
@@ -42,9 +42,9 @@ std::function<void(size_t done, size_t total)> ProgressOf(std::string what);
 // Width and colours of stdout.
 TextOptions TerminalOptions(bool all);
 
-// Prints the table on stdout, writes the files that there are to be. Returns the exit code. Throws Error where
-// something cannot be written.
-int Print(const Judged& judged, const ExportOptions& options);
+// Prints the table on stdout, writes the files that there are to be. model: its tokenizer tells the texts of tokens;
+// may be empty. Returns the exit code. Throws Error where something cannot be written.
+int Print(const Judged& judged, const ExportOptions& options, const std::string& model);
 int Print(const Diagnosis& diagnosis, const ExportOptions& options);
 int Print(const CheckResult& result, const std::string& json, bool all);
 

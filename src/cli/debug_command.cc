@@ -74,7 +74,7 @@ EngineRun RunOf(const DebugOptions& options, const std::string& reference, const
 int DebugLive(const DebugOptions& options, const std::string& reference, const std::string& failing) {
   LiveOutput output(reference, failing, options.comparison);
   RunEngine(RunOf(options, reference, "live"), output);
-  const int exit_code = Print(Judged{output.Finish()}, options.comparison);
+  const int exit_code = Print(Judged{output.Finish()}, options.comparison, options.run.model);
   if (options.comparison.markdown == "-") return exit_code;
   std::printf("no op was replayed: --live keeps no trace of the engine; leave it out to have every op judged\n");
   std::printf("traces: %s%s%s\n", reference.c_str(), failing.empty() ? "" : " ", failing.c_str());
@@ -125,7 +125,7 @@ int Debug(const DebugOptions& options) {
   Judged judged{Compare({reference}, {candidate}, OptionsOf(options.comparison))};
   judged.reference = TryDiagnose(Side::kReference, reference, options, &judged.compare.notes);
   judged.candidate = TryDiagnose(Side::kCandidate, candidate, options, &judged.compare.notes);
-  const int exit_code = Print(judged, options.comparison);
+  const int exit_code = Print(judged, options.comparison, options.run.model);
   if (options.comparison.markdown != "-") std::printf("traces: %s %s\n", reference.c_str(), candidate.c_str());
   return exit_code;
 }

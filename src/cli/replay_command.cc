@@ -21,7 +21,10 @@ void AddReplay(CLI::App& app, int& exit_code) {
   command->add_option("--layers", options->layers, "Judge only these layers: 0,2-4");
   options->AddTo(*command);
   command->callback([options, &exit_code] {
-    const ReplayOptions replay{.points = options->points, .layers = options->layers, .progress = ProgressOf("replay")};
+    const ReplayOptions replay{.points = options->points,
+                               .layers = options->layers,
+                               .details = !options->html.empty(),
+                               .progress = ProgressOf("replay")};
     exit_code = Print(Diagnose(options->traces, options->model, replay), *options);
   });
 }

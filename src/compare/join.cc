@@ -59,9 +59,30 @@ std::string Ends(const SequenceTokens& tokens) {
               "lockstep capture --from REFERENCE");
 }
 
+// By sequence, the first position of a decode step.
+std::map<int, int32_t> FirstDecoded(const SideRuns& side) {
+  std::map<int, int32_t> first;
+  for (const Run& run : side.runs) {
+    for (size_t i = 0; i < run.num_steps(); ++i) {
+      const TraceStep& step = run.Tokens(i);
+      for (size_t token = 0; step.phase == Phase::kDecode && token < step.sequences.size(); ++token) {
+        if (step.sequences[token] < 0) continue;
+        const int32_t position = step.positions[token];
+        const auto [at, added] = first.emplace(run.numbers.at(step.sequences[token]), position);
+        at->second = std::min(at->second, position);
+      }
+    }
+  }
+  return first;
+}
+
 class Pairing {
  public:
-  Pairing(const SideRuns& reference, const SideRuns& candidate) : reference_(reference), candidate_(candidate) {
+  Pairing(const SideRuns& reference, const SideRuns& candidate)
+      : reference_(reference),
+        candidate_(candidate),
+        reference_decoded_(FirstDecoded(reference)),
+        candidate_decoded_(FirstDecoded(candidate)) {
     for (const auto& [number, tokens] : reference.sequences) left_reference_.push_back(number);
     for (const auto& [number, tokens] : candidate.sequences) left_candidate_.push_back(number);
   }
@@ -106,8 +127,16 @@ class Pairing {
                 std::to_string(side.sequences.rbegin()->first));
   }
 
+  int32_t FirstDecode(int ref, int cand) const {
+    const auto reference = reference_decoded_.find(ref);
+    if (reference != reference_decoded_.end()) return reference->second;
+    const auto candidate = candidate_decoded_.find(cand);
+    return candidate != candidate_decoded_.end() ? candidate->second : -1;
+  }
+
   void Take(Left::iterator ref, Left::iterator cand, size_t common) {
-    pairs_.push_back({*ref, *cand, common, CommonIds(reference_.sequences.at(*ref), candidate_.sequences.at(*cand))});
+    pairs_.push_back({*ref, *cand, common, CommonIds(reference_.sequences.at(*ref), candidate_.sequences.at(*cand)),
+                      FirstDecode(*ref, *cand)});
     left_reference_.erase(ref);
     left_candidate_.erase(cand);
   }
@@ -160,6 +189,7 @@ class Pairing {
 
   const SideRuns& reference_;
   const SideRuns& candidate_;
+  const std::map<int, int32_t> reference_decoded_, candidate_decoded_;
   Left left_reference_, left_candidate_;
   std::vector<SequencePair> pairs_;
 };

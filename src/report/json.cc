@@ -5,6 +5,7 @@
 #include <string>
 
 #include "lockstep/report.h"
+#include "report/compare_json.h"
 #include "report/json_values.h"
 #include "report/replay_json.h"
 
@@ -205,7 +206,7 @@ Json ReplaysJson(const Judged& judged) {
 
 std::string JsonReport(const CompareResult& result) { return JsonReport(Judged{result}); }
 
-std::string JsonReport(const Judged& judged) {
+Json CompareJson(const Judged& judged) {
   const CompareResult& result = judged.compare;
   Json json;
   json["schema"] = "lockstep-compare/1";
@@ -233,8 +234,12 @@ std::string JsonReport(const Judged& judged) {
   json["growth"] = GrowthJson(result.growth);
   json["points"] = ListJson(JudgedPoints(judged), PointJson);
   json["replay"] = ReplaysJson(judged);
+  return json;
+}
+
+std::string JsonReport(const Judged& judged) {
   // Names come from traces: what is no UTF-8 is replaced.
-  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  return CompareJson(judged).dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
 }  // namespace lockstep
