@@ -16,10 +16,6 @@ PAGES = {
     "record": "golden.md",
     "check": "golden.md",
 }
-# Pages that are still to come. Empty these when they are there.
-TO_COME = {"docs/report.md", "docs/show.md", "docs/golden.md", "docs/ci.md", "docs/python.md"}
-IMAGES_TO_COME = {"docs/images/report-overview.png"}
-OPTIONS_TO_COME = {"--html", "--junit", "--markdown"}
 # Options of other programs that a page names.
 FOREIGN = {"--build", "--parallel", "--quiet"}
 
@@ -63,15 +59,13 @@ def test_each_option_stands_on_its_command_s_page() -> None:
     missing = []
     for command in commands():
         page = page_of(command)
-        if named(page) in TO_COME and not page.exists():
-            continue
         assert page.exists(), f"lockstep {command} has no page; write {named(page)}"
         missing += [f"{named(page)}: {option}" for option in options_of(command) - options_in(page.read_text())]
     assert not missing, f"options that --help lists and the page does not name: {sorted(missing)}"
 
 
 def test_no_command_s_page_names_an_option_that_does_not_exist() -> None:
-    known = FOREIGN.union(OPTIONS_TO_COME, *map(options_of, commands()))
+    known = FOREIGN.union(*map(options_of, commands()))
     pages = {page_of(command) for command in commands()} | {DOCS / "tutorial.md", DOCS / "tricky-cases.md"}
     unknown = [
         f"{named(page)}: {option}"
@@ -110,8 +104,7 @@ def dead_links(page: Path, text: str) -> list[str]:
         name, _, anchor = target.partition("#")
         path = (page.parent / name).resolve() if name else page
         if not path.exists():
-            if str(path.relative_to(ROOT)) not in TO_COME | IMAGES_TO_COME:
-                dead.append(f"{named(page)}: {target}")
+            dead.append(f"{named(page)}: {target}")
         elif anchor and path.suffix == ".md" and anchor not in anchors(path.read_text()):
             dead.append(f"{named(page)}: {target} (no such heading)")
     return dead

@@ -145,7 +145,8 @@ def test_health(tmp_path):
     found = {point["name"]: point["health"] for point in listing["points"]}
     kinds = {
         "fine": [], "nan": ["NaN"], "inf": ["Inf"], "row": ["zero rows"], "same": ["constant rows"],
-        "filled": ["huge", "never written"], "huge": ["huge"], "zero": ["all zero"], "tiny": ["tiny"], "half": ["saturated"],
+        "filled": ["huge", "never written"], "huge": ["huge"], "zero": ["all zero"], "tiny": ["tiny"],
+        "half": ["saturated"],
     }  # fmt: skip
     assert {name: [ailment["kind"] for ailment in health] for name, health in found.items()} == kinds
     assert found["nan"][0]["first"] == {"sequence": 0, "position": 2, "channel": 5}
