@@ -282,7 +282,10 @@ void AddKeySlots(const Case& fault, std::vector<Hypothesis>* out) {
   const auto add = [&](const std::vector<int>& heads) {
     std::string text = TextOf(best);
     for (const int head : heads) text += (head == heads.front() ? " of key/value head " : ", ") + std::to_string(head);
-    AddRow(fault, {"attention-stale-cache", text, CacheOf(SourceOf(best), best.keys, best.values, heads), 1}, out);
+    // Two numbers say where, but one a ring; the heads are chosen, too.
+    const int freedom = (best.kind == Replaced::kRing ? 1 : 2) + (heads.empty() ? 0 : 1);
+    AddRow(fault, {"attention-stale-cache", text, CacheOf(SourceOf(best), best.keys, best.values, heads), freedom},
+           out);
   };
   add({});
   if (const std::vector<int> heads = AffectedKvHeads(fault); !heads.empty()) add(heads);

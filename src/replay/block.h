@@ -24,6 +24,9 @@ struct Block {
   int64_t width = 0;             // of a row, flattened in canonical axes
   std::vector<double> value;     // [rows, width]
   std::vector<double> variance;  // [rows, width] of the rounding in them; empty: exact
+  // [rows, width] as an engine has them that rounds every step, where its errors may all point one way. Empty: they do
+  // not.
+  std::vector<double> rounded;
   // [rows, width] where a correct engine may have NaN as well: it multiplies what a row must not see by 0, and that is
   // not finite. Empty: nowhere.
   std::vector<char> doubtful;
@@ -33,6 +36,7 @@ struct Block {
     width = new_width;
     value.assign(static_cast<size_t>(rows * width), 0.0);
     variance.clear();
+    rounded.clear();
     doubtful.clear();
   }
   double* Row(int64_t row) { return value.data() + row * width; }

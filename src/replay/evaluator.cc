@@ -29,6 +29,10 @@ void NoteInput(const Evaluated& input, Evaluated* out) {
 
 void CopyRow(const Block& from, int64_t i, Block* to, int64_t j) {
   std::copy_n(from.Row(i), from.width, to->Row(j));
+  if (!from.rounded.empty()) {
+    to->rounded.resize(to->value.size());
+    std::copy_n(from.rounded.begin() + i * from.width, from.width, to->rounded.begin() + j * to->width);
+  }
   if (!from.doubtful.empty()) {
     to->doubtful.resize(to->value.size());
     std::copy_n(from.doubtful.begin() + i * from.width, from.width, to->doubtful.begin() + j * to->width);

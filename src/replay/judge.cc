@@ -14,6 +14,7 @@ struct RowSums {
   ErrorSums all;
   std::vector<ErrorSums> cells;
   double weighted = 0, weights = 0;  // sum of captured * expected / variance, of expected^2 / variance
+  double rounded = 0;                // the first with what rounding every step gives instead of captured
   int64_t non_finite = 0;
   int64_t first_non_finite = -1;
   bool inherited = false;
@@ -25,6 +26,7 @@ RowSums SumRow(const Block& seen, const Block& right, int64_t r, int64_t cells, 
   const double* captured = seen.Row(r);
   const double* expected = right.Row(r);
   const double* variance = right.Variance(r);
+  const double* rounded = right.rounded.empty() ? nullptr : right.rounded.data() + r * right.width;
   const int64_t width = right.width;
   RowSums out;
   out.cells.resize(static_cast<size_t>(cells));
@@ -44,6 +46,7 @@ RowSums SumRow(const Block& seen, const Block& right, int64_t r, int64_t cells, 
       if (out.first_non_finite < 0) out.first_non_finite = c;
     } else if (variance[c] > 0 && !masked) {
       out.weighted += captured[c] * expected[c] / variance[c];
+      out.rounded += (rounded && std::isfinite(rounded[c]) ? rounded[c] : expected[c]) * expected[c] / variance[c];
       out.weights += Square(expected[c]) / variance[c];
     }
   }
@@ -92,6 +95,7 @@ class Judgement {
     summary.non_finite += row.non_finite;
     all_.Add(row.all);
     weighted_ += row.weighted;
+    rounded_ += row.rounded;
     weights_ += row.weights;
   }
 
@@ -100,11 +104,16 @@ class Judgement {
     summary.elements = all_.count;
     summary.whole = all_.Rms();
     if (weights_ > 0) {
-      summary.scale = weighted_ / weights_ - 1;
-      // Roundings within a row may agree: a row times a factor near a power of two rounds to itself throughout, up to
-      // half a unit error off. So beside the chance of every element there is one of every row.
-      const double row_error = 0.08 * Grid(out_.arithmetic.storage).unit_error();
-      summary.scale_error = std::sqrt(1 / weights_ + Square(row_error) / static_cast<double>(summary.rows));
+      // Less what roundings give that all point one way, in an engine that rounds so often.
+      const double scale = weighted_ / weights_ - 1, systematic = rounded_ / weights_ - 1;
+      summary.scale = scale - std::clamp(scale, std::min(0.0, systematic), std::max(0.0, systematic));
+      summary.scale_error = 1 / std::sqrt(weights_);
+      if (out_.call.op == Op::kAttention) {
+        // The probabilities' rounding is common to all channels of a head.
+        const double head_error = 0.08 * Grid(out_.arithmetic.storage).unit_error();
+        const auto heads = static_cast<double>(summary.rows * std::max<int64_t>(1, out_.call.heads));
+        summary.scale_error = std::sqrt(1 / weights_ + Square(head_error) / heads);
+      }
     }
     const Limits limits = out_.limits();
     const auto beyond = [&](double row, double cell, double max, double scale) {
@@ -133,7 +142,7 @@ class Judgement {
   const int64_t cell_width_;
   ErrorSums all_;
   double worst_cell_ = 0;
-  double weighted_ = 0, weights_ = 0;
+  double weighted_ = 0, weights_ = 0, rounded_ = 0;
 };
 
 Phase PhaseOf(Evaluator& evaluator, const TokenAt& token) {

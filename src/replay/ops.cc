@@ -113,7 +113,7 @@ namespace {
 
 // One group of one row.
 void NormGroup(const double* x, const double* x_variance, const double* weight, const NormParams& norm,
-               const Arithmetic& arithmetic, double* y, double* variance) {
+               const Arithmetic& arithmetic, double* y, double* variance, double* rounded) {
   const int64_t n = norm.group;
   const Grid storage(arithmetic.storage), statistics(norm.statistics);
   const double a = Grid(arithmetic.accumulate).unit_error();
@@ -136,6 +136,7 @@ void NormGroup(const double* x, const double* x_variance, const double* weight, 
   for (int64_t i = 0; i < n; ++i) {
     const double z = (x[i] - mean) * inverse;
     y[i] = z * weight[i];
+    rounded[i] = storage.Round(weight[i] * storage.Round(z));
     variance[i] = storage.Rounding(y[i]) + Square(weight[i]) * storage.Rounding(z) + Square(y[i]) * relative;
     // What is left after the mean was subtracted may be far below what was rounded.
     if (norm.subtract_mean)
@@ -155,11 +156,13 @@ Block RmsNorm(const Block& x, const OpCall& call, const Arithmetic& arithmetic) 
   for (int i = 0; i < norm.times; ++i) {
     const Block in = std::move(y);
     y = Like(in.rows, in.width);
+    // A row times a factor near a power of two rounds to itself throughout.
+    y.rounded.resize(y.value.size());
     ParallelFor(in.rows, [&](int64_t r) {
       for (int64_t c = 0; c < in.width; c += norm.group) {
         const double* variance = in.Variance(r);
         NormGroup(in.Row(r) + c, variance ? variance + c : nullptr, norm.weight.data() + (whole ? c : 0), norm,
-                  arithmetic, y.Row(r) + c, y.Variance(r) + c);
+                  arithmetic, y.Row(r) + c, y.Variance(r) + c, y.rounded.data() + r * y.width + c);
       }
     });
   }

@@ -189,7 +189,7 @@ class Limits:
     head: float
     value: float
     scale: float  # and SCALE_ERRORS standard errors
-    row_error: float  # roundings of a row agree by chance to so much
+    head_error: float  # the roundings of a head agree by chance to so much
 
     @classmethod
     def of(cls, point: str, storage: torch.dtype) -> Limits:
@@ -201,7 +201,7 @@ class Limits:
             four = (2.5, 3, 8, 0.06 * unit)
         else:
             four = (3.5, 4.5, 24, 16 * unit) if kind == "linear" else (3, 4, 10, 16 * unit)
-        return cls(*four, 0.08 * unit)
+        return cls(*four, 0.08 * unit if kind == "attention" else 0.0)
 
 
 @dataclass(frozen=True)
@@ -241,5 +241,6 @@ def effect(wrong: Tensor, value: Tensor, variance: Tensor, limits: Limits) -> Ef
     heads = error.pow(2).mean((0, 2)).sqrt().max() if error.dim() == 3 else rows
     weight = (value / sigma).pow(2).sum().clamp_min(1e-300)
     scale = (error * value / sigma).sum() / weight
-    scale_error = (1 / weight + limits.row_error**2 / len(value)).sqrt()
+    heads = len(value) * (value.shape[1] if value.dim() == 3 else 1)
+    scale_error = (1 / weight + limits.head_error**2 / heads).sqrt()
     return Effect(*(float(x) for x in (rows, heads, error.abs().max(), scale, scale_error)), limits)
