@@ -329,11 +329,11 @@ void AddCache(const Case& fault, std::vector<Hypothesis>* out) {
        }},
       {"of each call were written from row 0 on, over those of the call before",
        [=](const Keys& k, int64_t j) {
-         int64_t from = -1;
-         for (int64_t i = 0; i <= last(k); ++i) {
-           if (i - FirstOfCall(k, i) == j) from = i;
+         for (int64_t end = last(k), first = 0; end >= 0; end = first - 1) {
+           first = FirstOfCall(k, end);
+           if (first + j <= end) return first + j;
          }
-         return from;
+         return int64_t{-1};
        }},
       {"are one row late, the first one kept,", [](const Keys&, int64_t j) { return std::max<int64_t>(j - 1, 0); }},
       {"are one row early, the last one kept,",
