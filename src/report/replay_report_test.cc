@@ -336,6 +336,14 @@ TEST(JudgedTextTest, InheritedRounding) {
   EXPECT_THAT(text, Not(HasSubstr("\n*")));
 }
 
+TEST(JudgedTextTest, AnotherLayoutIsNotCalledRounding) {
+  Judged judged = MakeJudged(false, false);
+  judged.candidate->layouts = {"attn_q_rope holds interleaved pairs"};
+  const std::string text = TextReport(judged);
+  EXPECT_THAT(text, HasSubstr("LAYOUT"));
+  EXPECT_THAT(text, Not(HasSubstr("INHERITED ROUNDING")));
+}
+
 TEST(JudgedTextTest, AWrongReferenceIsAccusedAsReadily) {
   const std::string text = TextReport(MakeJudged(true, false));
   EXPECT_THAT(text, HasSubstr("FAULT      reference: layer 0..2 attn_q_rope: op error 3.1e+04 noise units"));

@@ -64,6 +64,9 @@ std::string SameSentence(const Judged& judged) {
   if (!judged.reference || !judged.candidate) {
     return fmt::format("All {} agree within their bounds.", Count(result.points.size(), "point"));
   }
+  if (!judged.reference->layouts.empty() || !judged.candidate->layouts.empty()) {
+    return "No op is faulty on either side; some points hold their values in another layout.";
+  }
   const bool large = result.first_significant || result.first_failing;
   return large ? "No op is faulty on either side; what differs is rounding, passed on and added up."
                : "No op is faulty on either side, and all points agree within rounding.";
