@@ -126,7 +126,7 @@ bool ShowsInScaleAlone(const PointErrors& errors) {
   constexpr double kEven = 2;  // a fault of some rows stands out further than noise does
   const LocalError& summary = errors.summary;
   const Limits limits = errors.limits();
-  return ScaleIsOff(summary, limits.scale_suspect) && summary.whole <= limits.row_suspect &&
+  return ScaleIsOff(errors, limits.scale_suspect) && summary.whole <= limits.row_suspect &&
          summary.worst_row <= kEven * limits.row_suspect && summary.worst_head <= kEven * limits.cell_suspect;
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 #include <set>
+#include <tuple>
 
 #include "diagnose/causes.h"
 
@@ -63,7 +64,7 @@ class Totals {
 
  private:
   const Limits limits_;
-  Fit fit_ = {0, 0, 0, 0, 0, false};
+  Fit fit_ = {0, 0, 0, 0, 0, false, 0};
   double squares_ = 0, row_squares_ = 0;
   int64_t row_count_ = 0;
 };
@@ -146,7 +147,8 @@ class Search {
   Explained Result() {
     std::vector<Candidate> accepted = Verified();
     std::stable_sort(accepted.begin(), accepted.end(), [](const Candidate& a, const Candidate& b) {
-      return std::pair(a.fit.contradicts, a.hypothesis.freedom) < std::pair(b.fit.contradicts, b.hypothesis.freedom);
+      return std::tuple(a.fit.contradicts, a.hypothesis.freedom, a.fit.scale) <
+             std::tuple(b.fit.contradicts, b.hypothesis.freedom, b.fit.scale);
     });
     Explained out;
     const Candidate* best = nullptr;
@@ -230,7 +232,10 @@ class Search {
       totals.EndRow(all);
     }
     Fit fit = totals.Result();
-    if (only_scale_ && ScaleIsOff(judged.summary, limits_.scale_suspect)) fit.ratio = std::max(fit.ratio, 2.0);
+    if (only_scale_) {
+      fit.scale = std::abs(judged.summary.scale) / (limits_.scale_suspect * judged.scale_share);
+      if (ScaleIsOff(judged, limits_.scale_suspect)) fit.ratio = std::max(fit.ratio, 2.0);
+    }
     return fit;
   }
 

@@ -19,6 +19,7 @@ struct Fit {
   int64_t elements = 0;
   // It would change cells, in the same rows, that the right call explains.
   bool contradicts = false;
+  double scale = 0;  // what is left of the scale, in shares of its limit, where the fault shows there alone
 };
 
 struct Explained {

@@ -15,6 +15,7 @@ struct RowSums {
   std::vector<ErrorSums> cells;
   double weighted = 0, weights = 0;  // sum of captured * expected / variance, of expected^2 / variance
   double rounded = 0;                // the first with what rounding every step gives instead of captured
+  bool has_rounded = false;
   int64_t non_finite = 0;
   int64_t first_non_finite = -1;
   bool inherited = false;
@@ -46,6 +47,7 @@ RowSums SumRow(const Block& seen, const Block& right, int64_t r, int64_t cells, 
       if (out.first_non_finite < 0) out.first_non_finite = c;
     } else if (variance[c] > 0 && !masked) {
       out.weighted += captured[c] * expected[c] / variance[c];
+      out.has_rounded = out.has_rounded || rounded;
       out.rounded += (rounded && std::isfinite(rounded[c]) ? rounded[c] : expected[c]) * expected[c] / variance[c];
       out.weights += Square(expected[c]) / variance[c];
     }
@@ -96,6 +98,7 @@ class Judgement {
     all_.Add(row.all);
     weighted_ += row.weighted;
     rounded_ += row.rounded;
+    has_rounded_ = has_rounded_ || row.has_rounded;
     weights_ += row.weights;
   }
 
@@ -104,9 +107,7 @@ class Judgement {
     summary.elements = all_.count;
     summary.whole = all_.Rms();
     if (weights_ > 0) {
-      // Less what roundings give that all point one way, in an engine that rounds so often.
-      const double scale = weighted_ / weights_ - 1, systematic = rounded_ / weights_ - 1;
-      summary.scale = scale - std::clamp(scale, std::min(0.0, systematic), std::max(0.0, systematic));
+      summary.scale = weighted_ / weights_ - 1;
       summary.scale_error = 1 / std::sqrt(weights_);
       if (out_.call.op == Op::kAttention) {
         // The probabilities' rounding is common to all channels of a head.
@@ -115,10 +116,19 @@ class Judgement {
         summary.scale_error = std::sqrt(1 / weights_ + Square(head_error) / heads);
       }
     }
+    // Rounding every step is as right as rounding once: the nearer of the two counts. Of the first all roundings are
+    // known, and what an engine does otherwise (the order of a sum) turns few of them.
+    constexpr double kKnown = 1.0 / 4;
+    const double every_step = summary.scale - (weights_ > 0 ? rounded_ / weights_ - 1 : 0);
+    if (has_rounded_ && std::abs(every_step) < kKnown * std::abs(summary.scale)) {
+      summary.scale = every_step;
+      summary.scale_error *= kKnown;
+      out_.scale_share = kKnown;
+    }
     const Limits limits = out_.limits();
     const auto beyond = [&](double row, double cell, double max, double scale) {
       return summary.worst_row > row || worst_cell_ > cell || summary.max > max || summary.non_finite > 0 ||
-             ScaleIsOff(summary, scale);
+             ScaleIsOff(out_, scale);
     };
     if (beyond(limits.row_faulty, limits.cell_faulty, limits.max_faulty, limits.scale_faulty)) {
       summary.verdict = OpVerdict::kFaulty;
@@ -143,6 +153,7 @@ class Judgement {
   ErrorSums all_;
   double worst_cell_ = 0;
   double weighted_ = 0, weights_ = 0, rounded_ = 0;
+  bool has_rounded_ = false;
 };
 
 Phase PhaseOf(Evaluator& evaluator, const TokenAt& token) {
@@ -225,7 +236,8 @@ PointErrors Judge(Evaluator& evaluator, const OpCall& call, const std::vector<To
   if (judgement) judgement->Finish();
   if (meter) meter->Finish(detail);
   const Limits limits = out.limits();
-  out.summary.limits = {limits.row_faulty, limits.cell_faulty, limits.max_faulty, limits.scale_faulty};
+  out.summary.limits = {limits.row_faulty, limits.cell_faulty, limits.max_faulty,
+                        limits.scale_faulty * out.scale_share};
   out.summary.from.assign(from.begin(), from.end());
   out.summary.arithmetic = out.arithmetic;
   return out;

@@ -20,11 +20,6 @@ struct Limits {
 };
 Limits LimitsOf(Op op, const Arithmetic& arithmetic, bool bridged);
 
-// Whether the scale is beyond a limit, and not by chance.
-inline bool ScaleIsOff(const LocalError& summary, double limit) {
-  return std::abs(summary.scale) > limit && std::abs(summary.scale) > 8 * summary.scale_error;
-}
-
 inline constexpr int64_t kCellWidth = 64;  // channels, of points without heads
 
 // The errors of one point by row and cell. A cell is a head, or a block of kCellWidth channels.
@@ -36,12 +31,19 @@ struct PointErrors {
   std::vector<float> row;       // [rows] root mean square; infinite where something is not finite that should be
   std::vector<float> cell;      // [rows, cells] the same
   std::vector<float> peak;      // [rows, cells] largest single one
+  double scale_share = 1;       // of the limit of the scale that holds: less where all roundings are known
   LocalError summary;           // without name and reasons; verdict filled
 
   float Cell(int64_t r, int64_t c) const { return cell[static_cast<size_t>(r * cells + c)]; }
   float Peak(int64_t r, int64_t c) const { return peak[static_cast<size_t>(r * cells + c)]; }
   Limits limits() const { return LimitsOf(call.op, arithmetic, summary.bridged); }
 };
+
+// Whether the scale is beyond a limit, and not by chance.
+inline bool ScaleIsOff(const PointErrors& errors, double limit) {
+  const double scale = std::abs(errors.summary.scale);
+  return scale > limit * errors.scale_share && scale > 8 * errors.summary.scale_error;
+}
 
 // All rows that were captured of the call's point, or only those of `tokens` where given, against what it gives.
 // detail: filled, if it is wanted.

@@ -241,6 +241,6 @@ def effect(wrong: Tensor, value: Tensor, variance: Tensor, limits: Limits) -> Ef
     heads = error.pow(2).mean((0, 2)).sqrt().max() if error.dim() == 3 else rows
     weight = (value / sigma).pow(2).sum().clamp_min(1e-300)
     scale = (error * value / sigma).sum() / weight
-    heads = len(value) * (value.shape[1] if value.dim() == 3 else 1)
-    scale_error = (1 / weight + limits.head_error**2 / heads).sqrt()
+    num_heads = len(value) * (value.shape[1] if value.dim() == 3 else 1)
+    scale_error = (1 / weight + limits.head_error**2 / num_heads).sqrt()
     return Effect(*(float(x) for x in (rows, heads, error.abs().max(), scale, scale_error)), limits)
