@@ -63,8 +63,10 @@ void AddSoftCaps(const Case& fault, std::vector<Hypothesis>* out) {
     const double share = FitOf(fault, with(std::exp(log)), rows).left;
     return std::isfinite(share) ? share : 1e300;
   };
-  double best = 0, least = 0.9;  // what leaves more explains nothing
-  for (double log = std::log(0.5); log < std::log(200.0); log += std::log(kStep)) {
+  double best = 0, least = 0.9;                                            // what leaves more explains nothing
+  const auto steps = static_cast<int>(std::log(400.0) / std::log(kStep));  // from 0.5 to 200
+  for (int i = 0; i <= steps; ++i) {
+    const double log = std::log(0.5) + i * std::log(kStep);
     const double share = left(log);
     if (share < least) least = share, best = log;
   }

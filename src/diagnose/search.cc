@@ -20,7 +20,7 @@ constexpr double kMostLeft = 0.5;
 constexpr double kClearly = 1.8;
 constexpr double kFloor = 0.7;
 constexpr double kUnmasked = 1e12;       // squared noise units of a value where there should be none
-constexpr double kPairWork = 5e9;        // that the search for two mistakes may cost: seconds
+constexpr double kPairWork = 2e9;        // that the search for two mistakes may cost: seconds
 constexpr double kVerifyElements = 4e7;  // of all rows of the logits there are more
 
 struct Candidate {
