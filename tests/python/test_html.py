@@ -212,7 +212,8 @@ def test_click_opens_the_tensor(page: Page, faulty) -> None:
     page.one("canvas.heat").send_keys(Keys.ARROW_UP * 30, Keys.ARROW_LEFT * 9)
     assert page.text("output.readout").startswith("sequence 0, position 0, head 0: ")
     page.press(Keys.ESCAPE)
-    assert not dialog.is_displayed() and page.fragment() == ""
+    assert not dialog.is_displayed()
+    page.until("return location.hash === ''")  # what follows on a closed dialog comes a moment later
     page.check()
 
 
